@@ -1,0 +1,21 @@
+"""Structure and reuse for lineax, optimistix and diffrax.
+
+Importing this package registers its rules for `lineax.diagonal` and
+`lineax.tridiagonal`.
+"""
+
+import importlib.metadata
+
+from . import _rules as _rules
+from ._damped_solve import damped_solve as damped_solve
+from ._operator import DampedLinearOperator as DampedLinearOperator
+from ._solver import (
+    AbstractDampedSolver as AbstractDampedSolver,
+    DampedQR as DampedQR,
+    DampedSVD as DampedSVD,
+    QRMultiply as QRMultiply,
+)
+from ._structure import check_tags as check_tags
+
+
+__version__ = importlib.metadata.version("lineax_ext")

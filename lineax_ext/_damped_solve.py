@@ -1,0 +1,128 @@
+"""Damped linear least squares, differentiable in all of it."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+from jaxtyping import Array, ArrayLike, PyTree, ScalarLike
+
+from ._operator.damped import DampedLinearOperator
+from ._solver.damped import AbstractDampedSolver
+from ._solver.damped_qr import DampedQR
+
+
+_unset: Any = object()
+
+
+def damped_solve(
+    operator: lx.AbstractLinearOperator,
+    vector: PyTree[ArrayLike],
+    damping: ScalarLike,
+    solver: AbstractDampedSolver = DampedQR(),
+    *,
+    scale: PyTree[ArrayLike] | None = None,
+    options: dict[str, Any] | None = None,
+    state: PyTree[Any] = _unset,
+    throw: bool = True,
+) -> lx.Solution:
+    """Solves the damped least-squares problem.
+
+        argmin_x ‖A x − b‖² + λ ‖D x‖²,    D = diag(scale)
+
+    Also known as Tikhonov regularisation or ridge regression. Differentiable with
+    respect to `operator`, `vector`, `damping` and `scale`, any number of times, forward
+    and reverse: it is `lx.linear_solve` of the
+    [`lineax_ext.DampedLinearOperator`][]. (At λ = 0 the derivative with respect to λ is
+    infinite, as that of the √λ in this operator, and is an error.)
+
+    The cost is that of one factorisation of `operator` by `solver`, or none if its
+    `state` is given, and of `solver.damp`.
+
+    !!! Example
+
+        ```python
+        solver = lxe.DampedQR()
+        state = solver.init(operator, options={})  # once
+
+        def path(damping):
+            return lxe.damped_solve(operator, vector, damping, solver, state=state).value
+
+        solutions = jax.lax.map(path, dampings)
+        ```
+
+    **Arguments:**
+
+    - `operator`: A, any linear operator, m×n.
+    - `vector`: b, with the structure of the output of A.
+    - `damping`: λ ≥ 0, a real scalar.
+    - `solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `scale`: the diagonal of D > 0, a pytree like the input of A. Default: ones.
+    - `options`: passed on to the solver.
+    - `state`: `solver.init(operator, options)`, of the undamped operator. It is good for
+        any damping and scale, and the returned `Solution.state` is one, too.
+    - `throw`: whether to raise an error if the solve fails, or to say so in
+        `Solution.result`.
+
+    **Returns:**
+
+    An [`lineax.Solution`][].
+
+    **Raises:**
+
+    `ValueError` if the solver has no damped interface, for a damping that is not a
+    scalar, a scale of the wrong structure, and, as far as the values are known at trace
+    time, a negative or non-finite damping and a non-positive scale. Values that are only
+    known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and make
+    the result `RESULTS.singular` otherwise.
+    """
+    if not isinstance(solver, AbstractDampedSolver):
+        raise ValueError(
+            "`damped_solve(solver=...)` needs a solver that can damp, as "
+            f"`lineax_ext.DampedQR()`; found a `{type(solver).__name__}`. Any other "
+            "solver can be given the `lineax_ext.DampedLinearOperator` itself."
+        )
+    if getattr(solver, "damping", None) is not None:
+        raise ValueError(
+            "`damped_solve` was given a damping twice: use `solver=DampedQR()`."
+        )
+    options = {} if options is None else options
+    damped = DampedLinearOperator(operator, damping, scale)
+    if throw:
+        damped = _raise_at_run_time(damped)
+    if state is _unset:
+        state = solver.init(operator, options)
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
+    solution = lx.linear_solve(
+        damped,
+        (vector, zeros),
+        solver,
+        options=options,
+        state=solver.damp(state, damped.damping, damped.scale),
+        throw=throw,
+    )
+    return dataclasses.replace(solution, state=state)
+
+
+def _raise_at_run_time(damped: DampedLinearOperator) -> DampedLinearOperator:
+    """What `DampedLinearOperator` could not check because it is traced."""
+    damping, scale = damped.damping, damped.scale
+    if isinstance(damping, jax.core.Tracer):
+        damping = eqx.error_if(
+            damping,
+            ~((damping >= 0) & (damping < jnp.inf)),
+            "`damped_solve`: `damping` must be non-negative and finite.",
+        )
+    if any(isinstance(x, jax.core.Tracer) for x in jtu.tree_leaves(scale)):
+        invalid = [
+            jnp.any(~((x > 0) & (x < jnp.inf))) for x in jtu.tree_leaves(scale)
+        ]
+        scale = eqx.error_if(
+            scale,
+            jnp.any(jnp.stack(invalid)),
+            "`damped_solve`: `scale` must be positive and finite everywhere.",
+        )
+    return DampedLinearOperator(damped.operator, damping, scale)

@@ -1,0 +1,1 @@
+from .damped import DampedLinearOperator as DampedLinearOperator

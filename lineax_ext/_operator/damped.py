@@ -1,0 +1,200 @@
+"""The operator of a damped least-squares problem."""
+
+import jax
+import jax.core
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import equinox as eqx
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike
+
+from .._flat import ravel, result_dtype
+from .._materialise import as_matrix
+
+
+def _is_concrete(x) -> bool:
+    return not isinstance(x, jax.core.Tracer)
+
+
+def _as_real_inexact(x: ArrayLike, name: str) -> Array:
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.complexfloating):
+        raise ValueError(f"`{name}` must be real, not {x.dtype}.")
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        x = x.astype(jnp.zeros(()).dtype)
+    return x
+
+
+def check_damping(damping: ScalarLike) -> Float[Array, ""]:
+    """A real inexact scalar; negative or non-finite, if that can be seen, is an error."""
+    damping = _as_real_inexact(damping, "damping")
+    if damping.shape != ():
+        raise ValueError(f"`damping` must be a scalar, not of shape {damping.shape}.")
+    if _is_concrete(damping) and not 0 <= float(damping) < float("inf"):
+        raise ValueError(
+            f"`damping` must be non-negative and finite, but is {float(damping)}."
+        )
+    return damping
+
+
+def check_scale(
+    scale: PyTree[ArrayLike], in_structure: PyTree[jax.ShapeDtypeStruct]
+) -> PyTree[Float[Array, "..."]]:
+    """Real arrays shaped as `in_structure`, positive as far as that can be seen."""
+    scale = jtu.tree_map(lambda x: _as_real_inexact(x, "scale"), scale)
+    shapes = lambda tree: jtu.tree_map(lambda x: tuple(x.shape), tree)
+    expected, found = shapes(in_structure), shapes(scale)
+    if jtu.tree_structure(scale) != jtu.tree_structure(in_structure) or (
+        jtu.tree_leaves(found) != jtu.tree_leaves(expected)
+    ):
+        raise ValueError(
+            "`scale` must have the structure and the shapes of the operator's input, "
+            f"{expected}, but has {found}."
+        )
+    for leaf in jtu.tree_leaves(scale):
+        if _is_concrete(leaf) and not np.all((leaf > 0) & np.isfinite(leaf)):
+            raise ValueError("`scale` must be positive and finite everywhere.")
+    return scale
+
+
+class _Transpose(eqx.Module):
+    """(u, v) ↦ Aᵀ u + √λ D v."""
+
+    operator: lx.AbstractLinearOperator
+    damping: Float[Array, ""]
+    scale: PyTree[Float[Array, "..."]] | None
+
+    def __call__(self, vector):
+        u, v = vector
+        return jtu.tree_map(
+            jnp.add, self.operator.mv(u), _damp(self.damping, self.scale, v)
+        )
+
+
+def _damp(damping, scale, x):
+    """√λ D x, leaf by leaf, in the dtype of each leaf."""
+    root = jnp.sqrt(damping)
+    if scale is None:
+        return jtu.tree_map(lambda xi: root.astype(xi.dtype) * xi, x)
+    return jtu.tree_map(
+        lambda xi, di: root.astype(xi.dtype) * (di.astype(xi.dtype) * xi), x, scale
+    )
+
+
+class DampedLinearOperator(lx.AbstractLinearOperator):
+    """The tall operator B : x ↦ (A x, √λ D x), with D = diag(scale).
+
+    Its least-squares problem min ‖B x − (b, 0)‖² is the damped (Tikhonov, ridge,
+    Levenberg–Marquardt) problem min ‖A x − b‖² + λ ‖D x‖².
+
+    A may be any linear operator, m×n, real or complex; B maps to the pair of A's output
+    and A's input structure. [`lineax_ext.DampedQR`][] and [`lineax_ext.DampedSVD`][]
+    factorise A and treat the damping apart; every other solver sees the (m+n)×n stack.
+    Applying B costs one application of A and O(n).
+
+    B is differentiable in A, λ and D. At λ = 0 the derivative with respect to λ is
+    infinite, as that of √λ.
+
+    **Arguments:**
+
+    - `operator`: A.
+    - `damping`: λ ≥ 0, a real scalar.
+    - `scale`: the diagonal of D, a pytree of positive real arrays with the structure and
+        the shapes of the input of A. Default: ones.
+
+    **Raises:**
+
+    `ValueError`, for a damping that is not a scalar and a scale of another structure;
+    and, where the value is known (outside of `jit`), for a damping that is negative or
+    not finite and a scale that is not positive and finite. Under `jit` such values make
+    the solve fail: see [`lineax_ext.damped_solve`][].
+    """
+
+    operator: lx.AbstractLinearOperator
+    damping: Float[Array, ""]
+    scale: PyTree[Float[Array, "..."]] | None
+
+    def __init__(
+        self,
+        operator: lx.AbstractLinearOperator,
+        damping: ScalarLike,
+        scale: PyTree[ArrayLike] | None = None,
+    ):
+        self.operator = operator
+        self.damping = check_damping(damping)
+        if scale is not None:
+            scale = check_scale(scale, operator.in_structure())
+        self.scale = scale
+
+    def mv(self, vector):
+        return self.operator.mv(vector), _damp(self.damping, self.scale, vector)
+
+    def as_matrix(self) -> Inexact[Array, "m+n n"]:
+        matrix = as_matrix(self.operator)
+        ones = jtu.tree_map(lambda s: jnp.ones(s.shape, s.dtype), self.in_structure())
+        lower = jnp.diag(ravel(_damp(self.damping, self.scale, ones)))
+        dtype = result_dtype((matrix, lower))
+        return jnp.concatenate([matrix.astype(dtype), lower.astype(dtype)])
+
+    def transpose(self) -> lx.FunctionLinearOperator:
+        return lx.FunctionLinearOperator(
+            _Transpose(self.operator.transpose(), self.damping, self.scale),
+            self.out_structure(),
+            closure_convert=False,
+        )
+
+    def in_structure(self):
+        return self.operator.in_structure()
+
+    def out_structure(self):
+        return self.operator.out_structure(), self.operator.in_structure()
+
+
+@lx.linearise.register(DampedLinearOperator)
+def _(operator):
+    return DampedLinearOperator(
+        lx.linearise(operator.operator), operator.damping, operator.scale
+    )
+
+
+@lx.materialise.register(DampedLinearOperator)
+def _(operator):
+    return DampedLinearOperator(
+        lx.materialise(operator.operator), operator.damping, operator.scale
+    )
+
+
+@lx.conj.register(DampedLinearOperator)
+def _(operator):
+    return DampedLinearOperator(
+        lx.conj(operator.operator), operator.damping, operator.scale
+    )
+
+
+@lx.diagonal.register(DampedLinearOperator)
+def _(operator):
+    return jnp.diagonal(operator.as_matrix())
+
+
+@lx.tridiagonal.register(DampedLinearOperator)
+def _(operator):
+    matrix = operator.as_matrix()
+    return tuple(jnp.diagonal(matrix, offset=d) for d in (0, -1, 1))
+
+
+# B has more rows than columns, so none of these is a question of tags.
+for _check in (
+    lx.is_symmetric,
+    lx.is_diagonal,
+    lx.is_tridiagonal,
+    lx.has_unit_diagonal,
+    lx.is_lower_triangular,
+    lx.is_upper_triangular,
+    lx.is_positive_semidefinite,
+    lx.is_negative_semidefinite,
+):
+
+    @_check.register(DampedLinearOperator)
+    def _(operator):
+        return False

@@ -1,0 +1,4 @@
+from .damped import AbstractDampedSolver as AbstractDampedSolver
+from .damped_qr import DampedQR as DampedQR
+from .damped_svd import DampedSVD as DampedSVD
+from .qr_multiply import QRMultiply as QRMultiply

@@ -1,0 +1,129 @@
+"""What every solver of damped least-squares problems offers."""
+
+import abc
+from collections.abc import Callable
+from typing import TypeVar
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PyTree, ScalarLike
+
+from .._flat import freeze, ravel, thaw, unravel
+from .._operator.damped import check_damping, check_scale, DampedLinearOperator
+from .orientation import Orientation
+
+
+_State = TypeVar("_State")
+
+
+class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
+    """A solver that factorises an operator once and serves every damping from that.
+
+    `init` of an ordinary operator gives a state that solves min ‖A x − b‖; `damp` of
+    that state gives one that solves min ‖A x − b‖² + λ ‖D x‖², which is the problem of
+    [`lineax_ext.DampedLinearOperator`][]. `init` of a `DampedLinearOperator` does both.
+    """
+
+    @abc.abstractmethod
+    def damp(
+        self, state: _State, damping: ScalarLike, scale: PyTree[Array] | None = None
+    ) -> _State:
+        """The state for one damping, from the state of the undamped operator.
+
+        **Arguments:**
+
+        - `state`: as returned by `init` of the operator A, m×n. May itself be damped:
+            the new damping replaces the old one.
+        - `damping`: λ ≥ 0, a scalar.
+        - `scale`: the diagonal of D > 0, a pytree like the input of A; default 1.
+
+        **Returns:**
+
+        The state of `DampedLinearOperator(A, damping, scale)`. `compute` takes the pair
+        (b, c) that this operator maps to, and also b alone, for c = 0.
+        """
+
+
+def unwrap(
+    operator: lx.AbstractLinearOperator,
+) -> tuple[lx.AbstractLinearOperator, DampedLinearOperator | None]:
+    """The operator to factorise, and what damps it."""
+    inner = operator
+    while isinstance(inner, lx.TaggedLinearOperator):
+        inner = inner.operator
+    if isinstance(inner, DampedLinearOperator):
+        return inner.operator, inner
+    return operator, None
+
+
+class Damping(eqx.Module):
+    """λ and D as a solver's state holds them: without tangents, flat, √ taken."""
+
+    root: Float[Array, ""]
+    scale: Float[Array, " n"] | None
+
+    @property
+    def inverse_root(self) -> Float[Array, ""]:
+        # λ = 0 weighs the lower half of the right-hand side with nothing at all.
+        positive = self.root > 0
+        return jnp.where(positive, 1 / jnp.where(positive, self.root, 1), 0)
+
+
+def resolve_damping(
+    damping: ScalarLike,
+    scale: PyTree[Array] | None,
+    orientation: Orientation,
+    dtype: jnp.dtype,
+) -> Damping:
+    if orientation.transposed or orientation.conjugated:
+        raise ValueError(
+            "`damp` takes the state that `init` returned, not its transpose or "
+            "conjugate."
+        )
+    real = jnp.finfo(dtype).dtype
+    damping = lax.stop_gradient(check_damping(damping)).astype(real)
+    valid = (damping >= 0) & (damping < jnp.inf)
+    if scale is not None:
+        scale = check_scale(scale, thaw(orientation.in_structure))
+        scale = lax.stop_gradient(ravel(scale)).astype(real)
+        valid &= jnp.all((scale > 0) & (scale < jnp.inf))
+    # What could not be seen at trace time becomes a failed solve.
+    return Damping(jnp.sqrt(jnp.where(valid, damping, jnp.nan)), scale)
+
+
+def solve_stacked(
+    orientation: Orientation,
+    stacked: bool,
+    solve: Callable[[tuple[Array, Array | None]], Array],
+    adjoint: Callable[[Array], tuple[Array, Array]],
+    vector: PyTree[Array],
+    dtype: jnp.dtype,
+) -> PyTree[Array]:
+    """`Orientation.apply` for B = [A; √λ D], whose right-hand sides are pairs.
+
+    `solve` maps flat (b, c), with `None` for c = 0, to x = B⁺ (b, c); `adjoint` maps x
+    to (B⁺)ᴴ x. With `stacked` false the state stands in for one of A alone, and c is
+    left out on both sides.
+    """
+    in_structure = thaw(orientation.in_structure)
+    out_structure = thaw(orientation.out_structure)
+    if orientation.transposed:
+        flat = ravel(vector).astype(dtype)
+        b, c = orientation.apply(solve, adjoint, flat)
+        b = unravel(b, out_structure)
+        return (b, unravel(c, in_structure)) if stacked else b
+    found = freeze(jax.eval_shape(lambda: vector))
+    if found == orientation.out_structure:
+        flat = ravel(vector).astype(dtype), None
+    elif stacked and found == freeze((out_structure, in_structure)):
+        b, c = vector
+        flat = ravel(b).astype(dtype), ravel(c).astype(dtype)
+    else:
+        raise ValueError(
+            f"A damped solve of an operator onto {out_structure} was given a vector of "
+            f"structure {jax.eval_shape(lambda: vector)}."
+        )
+    return unravel(orientation.apply(solve, adjoint, flat), in_structure)

@@ -1,0 +1,303 @@
+"""One QR of the operator, then a small one for each damping."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
+
+from .._operator.damped import check_damping
+from .damped import AbstractDampedSolver, Damping, resolve_damping, solve_stacked, unwrap
+from .householder import (
+    default_rcond,
+    householder_qr,
+    is_singular,
+    q_adjoint_multiply,
+    q_multiply,
+    q_multiply_columns,
+    solve_lower_transposed,
+    solve_upper,
+)
+from .orientation import frozen_matrix, orient, Orientation
+from .triangular_stack import triangular_stack_qr, TriangularStackQR
+
+
+class _DampedCore(eqx.Module):
+    """The QR of [C; √λ E]: C = R and E = D when tall, C = J Rᴴ J and E = 1 when wide."""
+
+    damping: Damping
+    qr: TriangularStackQR
+
+
+class _DampedQRState(eqx.Module):
+    # Q R = A when tall, Q R = D⁻¹ Aᴴ when wide (m < n).
+    householder: Inexact[Array, "max(m,n) k"]
+    taus: Inexact[Array, " k"]
+    core: _DampedCore | None
+    singular: Bool[Array, ""]
+    orientation: Orientation
+    wide: bool = eqx.field(static=True)
+    # Whether this is the state of [A; √λ D], or stands in for one of A.
+    stacked: bool = eqx.field(static=True)
+
+
+def _factorise(matrix: Array) -> tuple[Array, Array]:
+    if matrix.shape[1] == 0:
+        return matrix, jnp.zeros((0,), matrix.dtype)
+    return householder_qr(matrix)
+
+
+class DampedQR(AbstractDampedSolver[_DampedQRState]):
+    """Damped least squares by one QR of the operator, reused for every damping.
+
+    Solves min ‖A x − b‖² + λ ‖D x‖². `init` computes A = Q R once. `damp` computes, for
+    one λ and one D, the QR of [R; √λ D], two triangles, at a cost that does not depend
+    on m. The stack [A; √λ D] is never formed, nor are its normal equations: the method
+    is backward stable for all λ ≥ 0.
+
+    With an m×n operator: O(m n²) for `init`, 2n³/3 flops for `damp`, O(m n) for a
+    right-hand side. When m < n it is Aᴴ that is factorised, and the damped problem is
+    m×m; a `scale` then enters the factorisation, and `damp` costs O(n m²).
+
+    It can be used in three ways.
+
+    - [`lineax_ext.damped_solve`][], and `lx.linear_solve` of a
+        [`lineax_ext.DampedLinearOperator`][]: differentiable in everything.
+    - `lx.linear_solve` of any other operator with `DampedQR()`: ordinary least squares,
+        minimum norm when wide, as [`lineax_ext.QRMultiply`][].
+    - `lx.linear_solve` of any other operator with `DampedQR(damping=λ)`: returns the
+        damped solution, for software that accepts a solver and knows of no damping.
+        Differentiable in the vector. lineax derives the derivative in the operator from
+        A x = b, which the solution does not satisfy, so that derivative is refused.
+
+    **Arguments:**
+
+    - `damping`: λ ≥ 0, a real scalar, or `None` for none.
+
+    **Raises:**
+
+    `ValueError` for a negative or non-finite damping; for a damping together with a
+    `DampedLinearOperator`, which has its own; on differentiation with respect to the
+    operator with `damping=λ`. A rank-deficient operator with λ = 0 is reported as
+    `RESULTS.singular`.
+
+    ??? cite "References"
+
+        Moré, *The Levenberg–Marquardt algorithm: implementation and theory*, in Numerical
+        Analysis, Lecture Notes in Mathematics 630 (1978), doi:10.1007/BFb0067700, for
+        the two-stage QR; there, the second stage is by Givens rotations.
+    """
+
+    damping: ScalarLike | None = None
+
+    def __check_init__(self):
+        if self.damping is not None:
+            check_damping(self.damping)
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> _DampedQRState:
+        del options
+        operator, damped = unwrap(operator)
+        if damped is not None and self.damping is not None:
+            raise ValueError(
+                "`DampedQR(damping=...)` was given a `DampedLinearOperator`, which has "
+                "a damping of its own. Use `DampedQR()`."
+            )
+        orientation = orient(operator)
+        matrix = frozen_matrix(operator, "DampedQR")
+        m, n = matrix.shape
+        wide = m < n
+        if damped is not None:
+            damping = resolve_damping(
+                damped.damping, damped.scale, orientation, matrix.dtype
+            )
+        elif self.damping is not None:
+            damping = resolve_damping(self.damping, None, orientation, matrix.dtype)
+        else:
+            damping = None
+        if wide:
+            matrix = jnp.conj(matrix.T)
+            if damping is not None and damping.scale is not None:
+                matrix = matrix / damping.scale.astype(matrix.dtype)[:, None]
+        householder, taus = _factorise(matrix)
+        singular = is_singular(
+            householder[: taus.size], default_rcond(m, n, matrix.dtype)
+        )
+        stacked = damped is not None
+        state = _DampedQRState(
+            householder, taus, None, singular, orientation, wide, stacked
+        )
+        return state if damping is None else _damp(state, damping)
+
+    def damp(
+        self,
+        state: _DampedQRState,
+        damping: ScalarLike,
+        scale: PyTree[Array] | None = None,
+    ) -> _DampedQRState:
+        new = resolve_damping(
+            damping, scale, state.orientation, state.householder.dtype
+        )
+        if state.wide:
+            old = None if state.core is None else state.core.damping.scale
+            state = _rescale(state, old, new.scale)
+        return dataclasses.replace(_damp(state, new), stacked=True)
+
+    def compute(
+        self,
+        state: _DampedQRState,
+        vector: PyTree[Array],
+        options: dict[str, Any],
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        del options
+        solve, adjoint = _undamped(state) if state.core is None else (
+            _damped_wide(state) if state.wide else _damped_tall(state)
+        )
+        solution = solve_stacked(
+            state.orientation,
+            state.stacked,
+            solve,
+            adjoint,
+            vector,
+            state.householder.dtype,
+        )
+        result = lx.RESULTS.where(
+            state.singular, lx.RESULTS.singular, lx.RESULTS.successful
+        )
+        return solution, result, {}
+
+    def transpose(self, state: _DampedQRState, options: dict[str, Any]):
+        del options
+        orientation = state.orientation.transpose()
+        return dataclasses.replace(state, orientation=orientation), {}
+
+    def conj(self, state: _DampedQRState, options: dict[str, Any]):
+        del options
+        orientation = state.orientation.conj()
+        return dataclasses.replace(state, orientation=orientation), {}
+
+    def assume_full_rank(self) -> bool:
+        # lineax asks this for one reason alone: to differentiate in the operator.
+        if self.damping is not None:
+            raise ValueError(
+                "`DampedQR(damping=...)` cannot be differentiated with respect to the "
+                "operator: lineax takes the derivative from A x = b, and knows nothing "
+                "of a damping inside the solver. Use `lineax_ext.damped_solve(operator, "
+                "vector, damping)`, which is differentiable with respect to the "
+                "operator, the vector and the damping."
+            )
+        # B = [A; √λ D] has independent columns, save for a wide A at λ = 0.
+        return False
+
+
+def _rescale(state: _DampedQRState, old: Array | None, new: Array | None):
+    """From the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
+    if old is None and new is None:
+        return state
+    dtype = state.householder.dtype
+    r = jnp.triu(state.householder[: state.taus.size])
+    matrix = q_multiply_columns(state.householder, state.taus, r)
+    if old is not None:
+        matrix = matrix * old.astype(dtype)[:, None]
+    if new is not None:
+        matrix = matrix / new.astype(dtype)[:, None]
+    householder, taus = _factorise(matrix)
+    return dataclasses.replace(state, householder=householder, taus=taus)
+
+
+def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
+    k = state.taus.size
+    core = jnp.triu(state.householder[:k])
+    diagonal = jnp.broadcast_to(damping.root, (k,))
+    if state.wide:
+        core = jnp.conj(core.T)[::-1, ::-1]
+    elif damping.scale is not None:
+        diagonal = diagonal * damping.scale
+    qr = triangular_stack_qr(core, diagonal)
+    singular = is_singular(qr.rt.T, default_rcond(k, k, core.dtype))
+    return dataclasses.replace(
+        state, core=_DampedCore(damping, qr), singular=singular
+    )
+
+
+# Each returns A⁺ or B⁺ as `solve`, and its adjoint, on flat vectors.
+
+
+def _undamped(state):
+    q, taus = state.householder, state.taus
+    r = q[: taus.size]
+
+    def thin_solve(b):
+        return solve_upper(r, q_adjoint_multiply(q, taus, b))
+
+    def thin_adjoint(c):
+        return q_multiply(q, taus, solve_upper(r, c, adjoint=True))
+
+    # Aᴴ = Q R when wide.
+    solve, adjoint = (
+        (thin_adjoint, thin_solve) if state.wide else (thin_solve, thin_adjoint)
+    )
+    return lambda pair: solve(pair[0]), lambda x: (adjoint(x), None)
+
+
+def _core_solve(qr: TriangularStackQR, top, bottom):
+    """argmin ‖C y − top‖² + ‖√λ E y − bottom‖²."""
+    bottom = jnp.zeros_like(top) if bottom is None else bottom
+    return solve_lower_transposed(qr.rt, qr.q_adjoint_multiply(top, bottom))
+
+
+def _core_adjoint(qr: TriangularStackQR, y):
+    return qr.q_multiply(solve_lower_transposed(qr.rt, y, adjoint=True))
+
+
+def _damped_tall(state):
+    q, taus, qr = state.householder, state.taus, state.core.qr
+
+    def solve(pair):
+        b, c = pair
+        return _core_solve(qr, q_adjoint_multiply(q, taus, b), c)
+
+    def adjoint(x):
+        top, bottom = _core_adjoint(qr, x)
+        return q_multiply(q, taus, top), bottom
+
+    return solve, adjoint
+
+
+def _damped_wide(state):
+    # With D⁻¹ Aᴴ = Q R and z = D x, split z = Q p + z⊥. The problem
+    #
+    #   min ‖Rᴴ Qᴴ z − b‖² + ‖√λ z − c‖²
+    #
+    # decouples: z⊥ = (c − Q Qᴴ c)/√λ, and p solves the k×k damped problem
+    #
+    #   min ‖Rᴴ p − b‖² + ‖√λ p − Qᴴ c‖².
+    #
+    # Rᴴ is lower triangular. Reversing the order of its rows and columns, J Rᴴ J, makes
+    # it upper triangular, and the mechanism that of the tall case.
+    q, taus, qr = state.householder, state.taus, state.core.qr
+    damping = state.core.damping
+    inverse_root = damping.inverse_root.astype(q.dtype)
+    scale = None if damping.scale is None else damping.scale.astype(q.dtype)
+    unscale = lambda x: x if scale is None else x / scale
+
+    def solve(pair):
+        b, c = pair
+        if c is None:
+            return unscale(q_multiply(q, taus, _core_solve(qr, b[::-1], None)[::-1]))
+        qhc = q_adjoint_multiply(q, taus, c)
+        p = _core_solve(qr, b[::-1], qhc[::-1])[::-1]
+        z = q_multiply(q, taus, p - inverse_root * qhc) + inverse_root * c
+        return unscale(z)
+
+    def adjoint(x):
+        x = unscale(x)
+        qhx = q_adjoint_multiply(q, taus, x)
+        top, bottom = _core_adjoint(qr, qhx[::-1])
+        lower = q_multiply(q, taus, bottom[::-1] - inverse_root * qhx)
+        return top[::-1], lower + inverse_root * x
+
+    return solve, adjoint

@@ -1,0 +1,131 @@
+"""Householder factorisations that stay factored, and are batched by hand."""
+
+from typing import Any
+
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact
+
+
+def matmul(a: Array, b: Array) -> Array:
+    # Without it accelerators multiply in reduced precision.
+    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+
+def householder_qr(
+    matrix: Inexact[Array, "*batch m k"],
+) -> tuple[Inexact[Array, "*batch m k"], Inexact[Array, "*batch k"]]:
+    """LAPACK's `geqrf` of a tall matrix: `(householder, taus)`.
+
+    R is the upper triangle of the first k rows, the reflectors lie under it.
+    """
+    transposed, taus = jnp.linalg.qr(matrix, mode="raw")  # pyright: ignore
+    return transposed.mT, taus
+
+
+def _ormqr(adjoint: bool):
+    """`ormqr` whose `vmap` over right-hand sides alone makes columns of them.
+
+    JAX's own batching rule broadcasts the factors: B right-hand sides read B copies of
+    them, and B matrix-vector products run where one matrix product would.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def apply(householder, taus, columns):
+        return lax.linalg.ormqr(householder, taus, columns, transpose=adjoint)
+
+    @apply.def_vmap
+    def _(axis_size, in_batched, householder, taus, columns):
+        *factor_batched, columns_batched = in_batched
+        if any(factor_batched):
+            # Several factorisations: `ormqr` takes leading batch dimensions itself.
+            args = [
+                x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+                for x, batched in zip((householder, taus, columns), in_batched)
+            ]
+            return apply(*args), True
+        assert columns_batched
+        columns = jnp.moveaxis(columns, 0, -2)  # (*batch, m, axis_size, c)
+        *lead, axis, c = columns.shape
+        out = apply(householder, taus, columns.reshape(*lead, axis * c))
+        return jnp.moveaxis(out.reshape(*lead, axis, c), -2, 0), True
+
+    return apply
+
+
+_multiply_q = _ormqr(adjoint=False)
+_multiply_q_adjoint = _ormqr(adjoint=True)
+
+
+def q_adjoint_multiply(householder: Array, taus: Array, vector: Array) -> Array:
+    """The first k entries of Qᴴ b, for b of m entries: (m,) to (k,)."""
+    k = taus.shape[-1]
+    if k == 0:
+        return jnp.zeros((0,), vector.dtype)
+    return _multiply_q_adjoint(householder, taus, vector[:, None])[:k, 0]
+
+
+def q_multiply_columns(householder: Array, taus: Array, columns: Array) -> Array:
+    """Q [C; 0], for C of shape (k, c): to (m, c)."""
+    m, k = householder.shape[-2:]
+    if k == 0:
+        return jnp.zeros((m, columns.shape[1]), columns.dtype)
+    zeros = jnp.zeros((m - k, columns.shape[1]), columns.dtype)
+    return _multiply_q(householder, taus, jnp.concatenate([columns, zeros]))
+
+
+def q_multiply(householder: Array, taus: Array, vector: Array) -> Array:
+    """Q [c; 0], for c of k entries: (k,) to (m,)."""
+    return q_multiply_columns(householder, taus, vector[:, None])[:, 0]
+
+
+def solve_upper(r: Array, vector: Array, *, adjoint: bool = False) -> Array:
+    """R⁻¹ c, or R⁻ᴴ c; reads the upper triangle alone.
+
+    The rule of `triangular_solve` itself folds a `vmap` over right-hand sides.
+    """
+    if vector.size == 0:
+        return vector
+    return lax.linalg.triangular_solve(
+        r,
+        vector[:, None],
+        left_side=True,
+        lower=False,
+        transpose_a=adjoint,
+        conjugate_a=adjoint,
+    )[:, 0]
+
+
+def solve_lower_transposed(rt: Array, vector: Array, *, adjoint: bool = False) -> Array:
+    """As `solve_upper`, with Rᵀ, lower triangular, in place of R."""
+    if vector.size == 0:
+        return vector
+    return lax.linalg.triangular_solve(
+        rt,
+        vector[:, None],
+        left_side=True,
+        lower=True,
+        transpose_a=not adjoint,
+        conjugate_a=adjoint,
+    )[:, 0]
+
+
+def is_singular(r: Inexact[Array, "k k"], rcond: Any) -> Bool[Array, ""]:
+    """Whether a column of an upper triangular R depends on those before it.
+
+    That is |r_jj| ≤ rcond · max_i |r_ij| for some j. The comparison within a column
+    makes it independent of the scaling of the columns: diag(1, 1e-20) is regular.
+    Also true for an R that is not finite.
+    """
+    if r.shape[-1] == 0:
+        return jnp.array(False)
+    magnitude = jnp.abs(jnp.triu(r))
+    columns = jnp.max(magnitude, axis=0)
+    rcond = jnp.asarray(rcond, magnitude.dtype)
+    regular = jnp.diagonal(magnitude) > rcond * columns
+    return ~jnp.all(regular & jnp.isfinite(columns))
+
+
+def default_rcond(m: int, n: int, dtype: Any) -> float:
+    return float(jnp.finfo(dtype).eps) * max(m, n)

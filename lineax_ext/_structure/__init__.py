@@ -1,0 +1,1 @@
+from .check import check_tags as check_tags
