@@ -4,11 +4,11 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, ArrayLike, PyTree, ScalarLike
+from jax.core import Tracer
+from jaxtyping import ArrayLike, PyTree, ScalarLike
 
 from ._operator.damped import DampedLinearOperator
 from ._solver.damped import AbstractDampedSolver
@@ -49,7 +49,8 @@ def damped_solve(
         state = solver.init(operator, options={})  # once
 
         def path(damping):
-            return lxe.damped_solve(operator, vector, damping, solver, state=state).value
+            sol = lxe.damped_solve(operator, vector, damping, solver, state=state)
+            return sol.value
 
         solutions = jax.lax.map(path, dampings)
         ```
@@ -62,8 +63,8 @@ def damped_solve(
     - `solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
     - `scale`: the diagonal of D > 0, a pytree like the input of A. Default: ones.
     - `options`: passed on to the solver.
-    - `state`: `solver.init(operator, options)`, of the undamped operator. It is good for
-        any damping and scale, and the returned `Solution.state` is one, too.
+    - `state`: `solver.init(operator, options)`, of the undamped operator. It is good
+        for any damping and scale, and the returned `Solution.state` is one, too.
     - `throw`: whether to raise an error if the solve fails, or to say so in
         `Solution.result`.
 
@@ -75,9 +76,9 @@ def damped_solve(
 
     `ValueError` if the solver has no damped interface, for a damping that is not a
     scalar, a scale of the wrong structure, and, as far as the values are known at trace
-    time, a negative or non-finite damping and a non-positive scale. Values that are only
-    known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and make
-    the result `RESULTS.singular` otherwise.
+    time, a negative or non-finite damping and a non-positive scale. Values that are
+    only known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and
+    make the result `RESULTS.singular` otherwise.
     """
     if not isinstance(solver, AbstractDampedSolver):
         raise ValueError(
@@ -110,16 +111,14 @@ def damped_solve(
 def _raise_at_run_time(damped: DampedLinearOperator) -> DampedLinearOperator:
     """What `DampedLinearOperator` could not check because it is traced."""
     damping, scale = damped.damping, damped.scale
-    if isinstance(damping, jax.core.Tracer):
+    if isinstance(damping, Tracer):
         damping = eqx.error_if(
             damping,
             ~((damping >= 0) & (damping < jnp.inf)),
             "`damped_solve`: `damping` must be non-negative and finite.",
         )
-    if any(isinstance(x, jax.core.Tracer) for x in jtu.tree_leaves(scale)):
-        invalid = [
-            jnp.any(~((x > 0) & (x < jnp.inf))) for x in jtu.tree_leaves(scale)
-        ]
+    if any(isinstance(x, Tracer) for x in jtu.tree_leaves(scale)):
+        invalid = [jnp.any(~((x > 0) & (x < jnp.inf))) for x in jtu.tree_leaves(scale)]
         scale = eqx.error_if(
             scale,
             jnp.any(jnp.stack(invalid)),

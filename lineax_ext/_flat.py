@@ -14,7 +14,7 @@ from jaxtyping import Array, Inexact, PyTree
 
 
 # A structure as hashable data: what a static field of a solver's state can hold.
-FrozenStructure: TypeAlias = tuple[jtu.PyTreeDef, tuple[jax.ShapeDtypeStruct, ...]]
+FrozenStructure: TypeAlias = tuple[Any, tuple[jax.ShapeDtypeStruct, ...]]
 
 
 def freeze(structure: PyTree[jax.ShapeDtypeStruct]) -> FrozenStructure:

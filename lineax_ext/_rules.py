@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
+from ._flat import result_dtype
 from ._structure.extract import read_band, read_diagonals, reader, untagged
 from ._structure.pattern import bandwidth
 
@@ -45,15 +46,16 @@ def _diagonals(
 @lx.diagonal.register(lx.FunctionLinearOperator)
 def _diagonal(operator):
     if lx.has_unit_diagonal(operator):
-        read = reader(operator)
-        return jnp.ones((min(read.shape),), read.dtype)
+        length = min(operator.out_size(), operator.in_size())
+        return jnp.ones((length,), result_dtype(operator.out_structure()))
     return _diagonals(operator, (0,))[0]
 
 
 @lx.tridiagonal.register(lx.JacobianLinearOperator)
 @lx.tridiagonal.register(lx.FunctionLinearOperator)
 def _tridiagonal(operator):
-    return _diagonals(operator, (0, -1, 1))
+    diagonal, lower, upper = _diagonals(operator, (0, -1, 1))
+    return diagonal, lower, upper
 
 
 def _adds_structure(operator: lx.TaggedLinearOperator) -> bool:

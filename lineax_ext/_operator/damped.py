@@ -1,12 +1,12 @@
 """The operator of a damped least-squares problem."""
 
+import equinox as eqx
 import jax
-import jax.core
 import jax.numpy as jnp
 import jax.tree_util as jtu
-import equinox as eqx
 import lineax as lx
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike
 
 from .._flat import ravel, result_dtype
@@ -14,7 +14,7 @@ from .._materialise import as_matrix
 
 
 def _is_concrete(x) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)
 
 
 def _as_real_inexact(x: ArrayLike, name: str) -> Array:
@@ -27,7 +27,7 @@ def _as_real_inexact(x: ArrayLike, name: str) -> Array:
 
 
 def check_damping(damping: ScalarLike) -> Float[Array, ""]:
-    """A real inexact scalar; negative or non-finite, if that can be seen, is an error."""
+    """A real inexact scalar; an error if seen to be negative or not finite."""
     damping = _as_real_inexact(damping, "damping")
     if damping.shape != ():
         raise ValueError(f"`damping` must be a scalar, not of shape {damping.shape}.")
@@ -100,8 +100,8 @@ class DampedLinearOperator(lx.AbstractLinearOperator):
 
     - `operator`: A.
     - `damping`: λ ≥ 0, a real scalar.
-    - `scale`: the diagonal of D, a pytree of positive real arrays with the structure and
-        the shapes of the input of A. Default: ones.
+    - `scale`: the diagonal of D, a pytree of positive real arrays with the structure
+        and the shapes of the input of A. Default: ones.
 
     **Raises:**
 

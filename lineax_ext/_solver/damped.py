@@ -9,10 +9,11 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, PyTree, ScalarLike
+from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
+from .householder import householder_qr, q_multiply_columns
 from .orientation import Orientation
 
 
@@ -86,19 +87,52 @@ def resolve_damping(
     real = jnp.finfo(dtype).dtype
     damping = lax.stop_gradient(check_damping(damping)).astype(real)
     valid = (damping >= 0) & (damping < jnp.inf)
+    flat = None
     if scale is not None:
         scale = check_scale(scale, thaw(orientation.in_structure))
-        scale = lax.stop_gradient(ravel(scale)).astype(real)
-        valid &= jnp.all((scale > 0) & (scale < jnp.inf))
+        flat = lax.stop_gradient(ravel(scale)).astype(real)
+        valid &= jnp.all((flat > 0) & (flat < jnp.inf))
     # What could not be seen at trace time becomes a failed solve.
-    return Damping(jnp.sqrt(jnp.where(valid, damping, jnp.nan)), scale)
+    return Damping(jnp.sqrt(jnp.where(valid, damping, jnp.nan)), flat)
+
+
+def factorise(
+    matrix: Inexact[Array, "m n"], damping: Damping | None
+) -> tuple[Inexact[Array, "max(m,n) k"], Inexact[Array, " k"]]:
+    """The QR of A when tall; of D⁻¹ Aᴴ when wide.
+
+    A wide problem in z = D x, with A D⁻¹ for A, has 1 in place of D. The part of z
+    outside of the range of D⁻¹ Aᴴ is then decoupled, and the rest is m×m.
+    """
+    m, n = matrix.shape
+    if m < n:
+        matrix = jnp.conj(matrix.T)
+        if damping is not None and damping.scale is not None:
+            matrix = matrix / damping.scale.astype(matrix.dtype)[:, None]
+    return householder_qr(matrix)
+
+
+def refactorise(
+    householder: Array, taus: Array, old: Damping | None, new: Damping
+) -> tuple[Array, Array]:
+    """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
+    old_scale = None if old is None else old.scale
+    if old_scale is None and new.scale is None:
+        return householder, taus
+    r = jnp.triu(householder[: taus.size])
+    matrix = q_multiply_columns(householder, taus, r)
+    if old_scale is not None:
+        matrix = matrix * old_scale.astype(matrix.dtype)[:, None]
+    if new.scale is not None:
+        matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
+    return householder_qr(matrix)
 
 
 def solve_stacked(
     orientation: Orientation,
     stacked: bool,
     solve: Callable[[tuple[Array, Array | None]], Array],
-    adjoint: Callable[[Array], tuple[Array, Array]],
+    adjoint: Callable[[Array], tuple[Array, Array | None]],
     vector: PyTree[Array],
     dtype: jnp.dtype,
 ) -> PyTree[Array]:

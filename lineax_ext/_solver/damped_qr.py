@@ -9,14 +9,20 @@ import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 
 from .._operator.damped import check_damping
-from .damped import AbstractDampedSolver, Damping, resolve_damping, solve_stacked, unwrap
+from .damped import (
+    AbstractDampedSolver,
+    Damping,
+    factorise,
+    refactorise,
+    resolve_damping,
+    solve_stacked,
+    unwrap,
+)
 from .householder import (
     default_rcond,
-    householder_qr,
     is_singular,
     q_adjoint_multiply,
     q_multiply,
-    q_multiply_columns,
     solve_lower_transposed,
     solve_upper,
 )
@@ -25,7 +31,7 @@ from .triangular_stack import triangular_stack_qr, TriangularStackQR
 
 
 class _DampedCore(eqx.Module):
-    """The QR of [C; √λ E]: C = R and E = D when tall, C = J Rᴴ J and E = 1 when wide."""
+    """The QR of [C; √λ E]: C, E = R, D when tall and C, E = J Rᴴ J, 1 when wide."""
 
     damping: Damping
     qr: TriangularStackQR
@@ -41,12 +47,6 @@ class _DampedQRState(eqx.Module):
     wide: bool = eqx.field(static=True)
     # Whether this is the state of [A; √λ D], or stands in for one of A.
     stacked: bool = eqx.field(static=True)
-
-
-def _factorise(matrix: Array) -> tuple[Array, Array]:
-    if matrix.shape[1] == 0:
-        return matrix, jnp.zeros((0,), matrix.dtype)
-    return householder_qr(matrix)
 
 
 class DampedQR(AbstractDampedSolver[_DampedQRState]):
@@ -85,9 +85,10 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
     ??? cite "References"
 
-        Moré, *The Levenberg–Marquardt algorithm: implementation and theory*, in Numerical
-        Analysis, Lecture Notes in Mathematics 630 (1978), doi:10.1007/BFb0067700, for
-        the two-stage QR; there, the second stage is by Givens rotations.
+        Moré, *The Levenberg–Marquardt algorithm: implementation and theory*, in
+        Numerical Analysis, Lecture Notes in Mathematics 630 (1978),
+        doi:10.1007/BFb0067700, for the two-stage QR; there, the second stage is by
+        Givens rotations.
     """
 
     damping: ScalarLike | None = None
@@ -118,11 +119,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             damping = resolve_damping(self.damping, None, orientation, matrix.dtype)
         else:
             damping = None
-        if wide:
-            matrix = jnp.conj(matrix.T)
-            if damping is not None and damping.scale is not None:
-                matrix = matrix / damping.scale.astype(matrix.dtype)[:, None]
-        householder, taus = _factorise(matrix)
+        householder, taus = factorise(matrix, damping)
         singular = is_singular(
             householder[: taus.size], default_rcond(m, n, matrix.dtype)
         )
@@ -142,8 +139,9 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             damping, scale, state.orientation, state.householder.dtype
         )
         if state.wide:
-            old = None if state.core is None else state.core.damping.scale
-            state = _rescale(state, old, new.scale)
+            old = None if state.core is None else state.core.damping
+            householder, taus = refactorise(state.householder, state.taus, old, new)
+            state = dataclasses.replace(state, householder=householder, taus=taus)
         return dataclasses.replace(_damp(state, new), stacked=True)
 
     def compute(
@@ -153,8 +151,10 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
-        solve, adjoint = _undamped(state) if state.core is None else (
-            _damped_wide(state) if state.wide else _damped_tall(state)
+        solve, adjoint = (
+            _undamped(state)
+            if state.core is None
+            else (_damped_wide(state) if state.wide else _damped_tall(state))
         )
         solution = solve_stacked(
             state.orientation,
@@ -185,27 +185,12 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             raise ValueError(
                 "`DampedQR(damping=...)` cannot be differentiated with respect to the "
                 "operator: lineax takes the derivative from A x = b, and knows nothing "
-                "of a damping inside the solver. Use `lineax_ext.damped_solve(operator, "
-                "vector, damping)`, which is differentiable with respect to the "
-                "operator, the vector and the damping."
+                "of a damping inside the solver. Use `lineax_ext.damped_solve("
+                "operator, vector, damping)`, which is differentiable with respect to "
+                "the operator, the vector and the damping."
             )
         # B = [A; √λ D] has independent columns, save for a wide A at λ = 0.
         return False
-
-
-def _rescale(state: _DampedQRState, old: Array | None, new: Array | None):
-    """From the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
-    if old is None and new is None:
-        return state
-    dtype = state.householder.dtype
-    r = jnp.triu(state.householder[: state.taus.size])
-    matrix = q_multiply_columns(state.householder, state.taus, r)
-    if old is not None:
-        matrix = matrix * old.astype(dtype)[:, None]
-    if new is not None:
-        matrix = matrix / new.astype(dtype)[:, None]
-    householder, taus = _factorise(matrix)
-    return dataclasses.replace(state, householder=householder, taus=taus)
 
 
 def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
@@ -218,9 +203,7 @@ def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
         diagonal = diagonal * damping.scale
     qr = triangular_stack_qr(core, diagonal)
     singular = is_singular(qr.rt.T, default_rcond(k, k, core.dtype))
-    return dataclasses.replace(
-        state, core=_DampedCore(damping, qr), singular=singular
-    )
+    return dataclasses.replace(state, core=_DampedCore(damping, qr), singular=singular)
 
 
 # Each returns A⁺ or B⁺ as `solve`, and its adjoint, on flat vectors.

@@ -6,16 +6,22 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
+from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
-from .damped import AbstractDampedSolver, Damping, resolve_damping, solve_stacked, unwrap
+from .damped import (
+    AbstractDampedSolver,
+    Damping,
+    factorise,
+    refactorise,
+    resolve_damping,
+    solve_stacked,
+    unwrap,
+)
 from .householder import (
     default_rcond,
-    householder_qr,
     matmul,
     q_adjoint_multiply,
     q_multiply,
-    q_multiply_columns,
 )
 from .orientation import frozen_matrix, orient, Orientation
 
@@ -33,31 +39,22 @@ class _DampedSVDState(eqx.Module):
     stacked: bool = eqx.field(static=True)
 
 
-def _factorise(matrix: Array, scale: Array | None, wide: bool):
-    """QR of A (or, wide, of D⁻¹ Aᴴ), then the SVD of R D⁻¹ (or of R)."""
-    if scale is not None and wide:
-        matrix = matrix / scale.astype(matrix.dtype)[:, None]
-    k = matrix.shape[1]
-    if k == 0:
-        empty, taus = jnp.zeros((0, 0), matrix.dtype), jnp.zeros((0,), matrix.dtype)
-        return matrix, taus, empty, jnp.abs(taus), empty
-    householder, taus = householder_qr(matrix)
-    return householder, taus, *_svd(householder, scale, wide)
-
-
-def _svd(householder: Array, scale: Array | None, wide: bool):
+def _svd(householder: Array, damping: Damping | None, wide: bool):
+    """The SVD of R D⁻¹ when tall; of R when wide."""
     core = jnp.triu(householder[: householder.shape[1]])
-    if scale is not None and not wide:
-        core = core / scale.astype(core.dtype)[None, :]
+    if core.size == 0:
+        return core, jnp.abs(core[:, :0].reshape(0)), core
+    if not wide and damping is not None and damping.scale is not None:
+        core = core / damping.scale.astype(core.dtype)[None, :]
     return jnp.linalg.svd(core, full_matrices=False)
 
 
 class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
     """Damped least squares by one SVD of the operator, for many dampings.
 
-    Solves min ‖A x − b‖² + λ ‖D x‖². `init` computes A = Q R and R = U Σ Vᴴ; `damp` then
-    does no arithmetic at all, unless it is given a `scale`: that asks for the SVD of
-    R D⁻¹. In the basis of the singular vectors, the solution is
+    Solves min ‖A x − b‖² + λ ‖D x‖². `init` computes A = Q R and R = U Σ Vᴴ; `damp`
+    then does no arithmetic at all, unless it is given a `scale`: that asks for the SVD
+    of R D⁻¹. In the basis of the singular vectors, the solution is
 
         x = D⁻¹ V (Σ² + λ)⁻¹ Σ Uᴴ Qᴴ b.
 
@@ -65,8 +62,9 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
     O(m n) for a right-hand side.
 
     Singular values below `rcond` times the largest count as zero, so rank-deficient
-    operators are fine with any λ ≥ 0, and λ = 0 gives the pseudoinverse solution: `init`
-    of an ordinary operator makes this a faster [`lineax.SVD`][] for tall and wide ones.
+    operators are fine with any λ ≥ 0, and λ = 0 gives the pseudoinverse solution:
+    `init` of an ordinary operator makes this a faster [`lineax.SVD`][] for tall and
+    wide ones.
 
     **Arguments:**
 
@@ -74,7 +72,8 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
 
     **Returns:**
 
-    From `lx.linear_solve`: a solution; `stats["rank"]` holds the numerical rank of A D⁻¹.
+    From `lx.linear_solve`: a solution; `stats["rank"]` holds the numerical rank of
+    A D⁻¹.
 
     **Raises:**
 
@@ -106,10 +105,18 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             damping = resolve_damping(
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
-        scale = None if damping is None else damping.scale
-        factors = _factorise(jnp.conj(matrix.T) if wide else matrix, scale, wide)
+        householder, taus = factorise(matrix, damping)
+        u, sigma, vh = _svd(householder, damping, wide)
         return _DampedSVDState(
-            *factors, damping, orientation, wide, stacked=damped is not None
+            householder=householder,
+            taus=taus,
+            u=u,
+            sigma=sigma,
+            vh=vh,
+            damping=damping,
+            orientation=orientation,
+            wide=wide,
+            stacked=damped is not None,
         )
 
     def damp(
@@ -118,22 +125,14 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         damping: ScalarLike,
         scale: PyTree[Array] | None = None,
     ) -> _DampedSVDState:
-        dtype = state.householder.dtype
-        new = resolve_damping(damping, scale, state.orientation, dtype)
-        old = None if state.damping is None else state.damping.scale
+        householder, taus, old = state.householder, state.taus, state.damping
+        new = resolve_damping(damping, scale, state.orientation, householder.dtype)
         state = dataclasses.replace(state, damping=new, stacked=True)
-        if (old is None and new.scale is None) or state.taus.size == 0:
+        if new.scale is None and (old is None or old.scale is None):
             return state
-        householder, taus = state.householder, state.taus
         if state.wide:
-            r = jnp.triu(householder[: taus.size])
-            matrix = q_multiply_columns(householder, taus, r)
-            if old is not None:
-                matrix = matrix * old.astype(dtype)[:, None]
-            factors = _factorise(matrix, new.scale, wide=True)
-        else:
-            factors = householder, taus, *_svd(householder, new.scale, wide=False)
-        householder, taus, u, sigma, vh = factors
+            householder, taus = refactorise(householder, taus, old, new)
+        u, sigma, vh = _svd(householder, new, state.wide)
         return dataclasses.replace(
             state, householder=householder, taus=taus, u=u, sigma=sigma, vh=vh
         )
@@ -154,7 +153,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         if rcond is None:
             m, n = q.shape
             rcond = 2 * default_rcond(m, n, dtype)
-        cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0.0)
+        cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0)
         kept = state.sigma > cut
         sigma = jnp.where(kept, state.sigma, 0)
         root = jnp.zeros((), sigma.dtype) if damping is None else damping.root
@@ -184,34 +183,27 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             if state.wide
             else (q_and_u, q_and_u_adjoint, v, v_adjoint)
         )
-        outside = state.wide and damping is not None
-        inverse_root = damping.inverse_root.astype(dtype) if outside else None
+        outside = jnp.zeros((), dtype)
+        if state.wide and damping is not None:
+            outside = damping.inverse_root.astype(dtype)
 
         def solve(pair):
             b, c = pair
             y = on_b * left_adjoint(b)
-            if c is None or damping is None:
+            if c is None:
                 return unscale(right(y))
-            mhc = right_adjoint(c)
-            y = y + on_c * mhc
-            if not outside:
-                return unscale(right(y))
-            return unscale(right(y - inverse_root * mhc) + inverse_root * c)
+            y = y + (on_c - outside) * right_adjoint(c)
+            return unscale(right(y) + outside * c)
 
         def adjoint(x):
             x = unscale(x)
-            mhx = right_adjoint(x)
-            b = left(on_b * mhx)
-            if damping is None:
-                return b, None
-            if not outside:
-                return b, right(on_c * mhx)
-            return b, right((on_c - inverse_root) * mhx) + inverse_root * x
+            y = right_adjoint(x)
+            return left(on_b * y), right((on_c - outside) * y) + outside * x
 
         solution = solve_stacked(
             state.orientation, state.stacked, solve, adjoint, vector, dtype
         )
-        valid: Bool[Array, ""] = jnp.all(jnp.isfinite(hypotenuse))
+        valid = jnp.all(jnp.isfinite(hypotenuse))
         result = lx.RESULTS.where(valid, lx.RESULTS.successful, lx.RESULTS.singular)
         return solution, result, {"rank": jnp.sum(kept)}
 

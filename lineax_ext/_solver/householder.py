@@ -20,6 +20,8 @@ def householder_qr(
 
     R is the upper triangle of the first k rows, the reflectors lie under it.
     """
+    if matrix.shape[-1] == 0:
+        return matrix, jnp.zeros((*matrix.shape[:-2], 0), matrix.dtype)
     transposed, taus = jnp.linalg.qr(matrix, mode="raw")  # pyright: ignore
     return transposed.mT, taus
 

@@ -24,7 +24,7 @@ from .orientation import frozen_matrix, orient, Orientation
 class _RankRevealing(eqx.Module):
     """R = U L Vᴴ with U, V unitary and L lower triangular, of rank `rank`.
 
-    Rows and columns of L from the rank on are those of the identity, and are masked out.
+    Rows and columns of L from the rank on are those of the identity, to be masked.
     """
 
     u: Inexact[Array, "k k"]
@@ -92,8 +92,8 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     **Raises:**
 
-    `ValueError` for a negative `rcond`, and for an operator between a real and a complex
-    space.
+    `ValueError` for a negative `rcond`, and for an operator between a real and a
+    complex space.
 
     ??? cite "References"
 
@@ -120,10 +120,7 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         if n > m:
             matrix, orientation = matrix.T, orientation.of_transpose()
         k = min(m, n)
-        if k == 0:
-            householder, taus = matrix, jnp.zeros((0,), matrix.dtype)
-        else:
-            householder, taus = householder_qr(matrix)
+        householder, taus = householder_qr(matrix)
         r = jnp.triu(householder[:k])
         rcond = default_rcond(m, n, matrix.dtype) if self.rcond is None else self.rcond
         if self.pivoting and k > 0:

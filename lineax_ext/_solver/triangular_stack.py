@@ -16,7 +16,7 @@ class _Panel(eqx.Module):
 
 
 class TriangularStackQR(eqx.Module):
-    """The factors of [R; diag(d)], R upper triangular n×n. See `triangular_stack_qr`."""
+    """The factors of [R; diag(d)], as returned by `triangular_stack_qr`."""
 
     rt: Inexact[Array, "n n"]
     panels: tuple[_Panel, ...]
@@ -76,9 +76,9 @@ def triangular_stack_qr(
 
     The reflector of column j touches row j of R and the first j rows of the bottom,
     which fills in as an upper triangle. Columns are taken in panels: a panel is
-    factorised by `geqrf`, the columns to its right are updated by I − V Tᴴ Vᴴ, in matrix
-    products. The whole computation is written for transposed matrices, so that the
-    panels are contiguous and LAPACK needs no copies.
+    factorised by `geqrf`, the columns to its right are updated by I − V Tᴴ Vᴴ, in
+    matrix products. The whole computation is written for transposed matrices, so that
+    the panels are contiguous and LAPACK needs no copies.
 
     Only the upper triangle of `r` is read.
 

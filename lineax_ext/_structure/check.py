@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.random as jr
@@ -118,8 +117,8 @@ def check_tags(
     - lower or upper triangular, without a band: as many as there are columns, a chunk
       at a time; a combination of columns cannot tell the triangles apart.
 
-    A violation smaller than √eps of the largest entry passes for rounding. A matrix with
-    non-finite entries passes: it is the solver's to report. Positive and negative
+    A violation smaller than √eps of the largest entry passes for rounding. A matrix
+    with non-finite entries passes: it is the solver's to report. Positive and negative
     semidefiniteness are not structural, and are not checked.
 
     Works under `jit` and `vmap`; the error comes when the returned operator is used.

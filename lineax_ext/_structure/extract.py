@@ -117,9 +117,7 @@ def chunk_size(length: int, count: int) -> int:
     return min(count, max(4, chunk // max(length, 1)))
 
 
-def map_chunked(
-    fn: Callable[[Array], Inexact[Array, " *out"]], count: int, chunk: int
-) -> Inexact[Array, "count *out"]:
+def map_chunked(fn: Callable[[Array], Array], count: int, chunk: int) -> Array:
     """Stacks `fn(0), …, fn(count - 1)`: `vmap` over a chunk, a loop over the chunks.
 
     A primitive without a batching rule falls back to the loop alone. `fn` must accept
@@ -164,14 +162,13 @@ def read_band(
     """
     m, n = read.shape
     k = lower + upper + 1
+    offsets = range(-lower, upper + 1)
     size = n if read.by == "columns" else m
     if m == 0 or n == 0:
-        return {d: jnp.zeros(_span(m, n, d)[2], read.dtype) for d in range(-lower, upper + 1)}
-
-    seed_dtype = read.dtype
+        return {d: jnp.zeros(_span(m, n, d)[2], read.dtype) for d in offsets}
 
     def apply(colour):
-        return read.apply((_colours(0, size, k) == colour).astype(seed_dtype))
+        return read.apply((_colours(0, size, k) == colour).astype(read.dtype))
 
     if k <= 3:
         # A few copies of the function fuse better than a loop, and ask for no batching
@@ -181,15 +178,19 @@ def read_band(
         compressed = list(map_chunked(apply, k, chunk_size(max(m, n), k)))
 
     band = {}
-    for d in range(-lower, upper + 1):
+    for d in offsets:
         i, j, length = _span(m, n, d)
         # Entry (i, j) stands in the application that holds the colour of its column j
         # (of its row i), at row i (at column j).
         coloured, at = (j, i) if read.by == "columns" else (i, j)
-        band[d] = lax.select_n(
-            _colours(coloured, coloured + length, k),
-            *[c[at : at + length] for c in compressed],
-        ) if k > 1 else compressed[0][at : at + length]
+        band[d] = (
+            lax.select_n(
+                _colours(coloured, coloured + length, k),
+                *[c[at : at + length] for c in compressed],
+            )
+            if k > 1
+            else compressed[0][at : at + length]
+        )
     return band
 
 
@@ -229,6 +230,5 @@ def read_diagonals(
 
     out = map_chunked(entries, count, chunk_size(max(m, n), count))
     return {
-        d: out[j : j + k, column]
-        for column, (d, (_, j, k)) in enumerate(spans.items())
+        d: out[j : j + k, column] for column, (d, (_, j, k)) in enumerate(spans.items())
     }
