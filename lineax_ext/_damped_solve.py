@@ -15,9 +15,6 @@ from ._solver.damped import AbstractDampedSolver
 from ._solver.damped_qr import DampedQR
 
 
-_unset: Any = object()
-
-
 def damped_solve(
     operator: lx.AbstractLinearOperator,
     vector: PyTree[ArrayLike],
@@ -26,7 +23,7 @@ def damped_solve(
     *,
     scale: PyTree[ArrayLike] | None = None,
     options: dict[str, Any] | None = None,
-    state: PyTree[Any] = _unset,
+    state: PyTree[Any] | None = None,
     throw: bool = True,
 ) -> lx.Solution:
     """Solves the damped least-squares problem.
@@ -90,13 +87,23 @@ def damped_solve(
         raise ValueError(
             "`damped_solve` was given a damping twice: use `solver=DampedQR()`."
         )
-    options = {} if options is None else options
-    damped = DampedLinearOperator(operator, damping, scale)
-    if throw:
+    damped = DampedLinearOperator(operator, damping, scale)  # raises what it can see
+    unchecked = throw and any(
+        isinstance(x, Tracer) for x in jtu.tree_leaves((damped.damping, damped.scale))
+    )
+    if unchecked:
         damped = _raise_at_run_time(damped)
-    if state is _unset:
-        state = solver.init(operator, options)
-    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), operator.in_structure())
+    options = {} if options is None else options
+    return _damped_solve(damped, vector, solver, options, state, throw)
+
+
+# As `lx.linear_solve`: eager calls compile once, not once an operation.
+@eqx.filter_jit
+def _damped_solve(damped, vector, solver, options, state, throw):
+    if state is None:
+        state = solver.init(damped.operator, options)
+    in_structure = damped.in_structure()
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), in_structure)
     solution = lx.linear_solve(
         damped,
         (vector, zeros),
@@ -109,19 +116,18 @@ def damped_solve(
 
 
 def _raise_at_run_time(damped: DampedLinearOperator) -> DampedLinearOperator:
-    """What `DampedLinearOperator` could not check because it is traced."""
+    """The checks of `DampedLinearOperator` for values that are traced."""
     damping, scale = damped.damping, damped.scale
-    if isinstance(damping, Tracer):
-        damping = eqx.error_if(
-            damping,
-            ~((damping >= 0) & (damping < jnp.inf)),
-            "`damped_solve`: `damping` must be non-negative and finite.",
-        )
-    if any(isinstance(x, Tracer) for x in jtu.tree_leaves(scale)):
-        invalid = [jnp.any(~((x > 0) & (x < jnp.inf))) for x in jtu.tree_leaves(scale)]
+    damping = eqx.error_if(
+        damping,
+        ~((damping >= 0) & (damping < jnp.inf)),
+        "`damped_solve`: `damping` must be non-negative and finite.",
+    )
+    if scale is not None:
+        valid = [jnp.all((x > 0) & (x < jnp.inf)) for x in jtu.tree_leaves(scale)]
         scale = eqx.error_if(
             scale,
-            jnp.any(jnp.stack(invalid)),
+            ~jnp.all(jnp.stack(valid)),
             "`damped_solve`: `scale` must be positive and finite everywhere.",
         )
     return DampedLinearOperator(damped.operator, damping, scale)

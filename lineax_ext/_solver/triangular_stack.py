@@ -1,6 +1,7 @@
 """QR of an upper triangle on top of a diagonal: [R; diag(d)] = Q̃ R̃."""
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
@@ -69,6 +70,8 @@ def _compact_wy(vt: Array, taus: Array) -> Array:
     return taus[:, None] * inverse
 
 
+# Outside of anyone's `jit`, the panels would be compiled one operation at a time.
+@jax.jit
 def triangular_stack_qr(
     r: Inexact[Array, "n n"], diagonal: Inexact[Array, " n"]
 ) -> TriangularStackQR:

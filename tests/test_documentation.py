@@ -1,0 +1,69 @@
+"""The examples of the README and of the docstrings run, and their asserts hold."""
+
+import importlib
+import inspect
+import pathlib
+import pkgutil
+import re
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import lineax_ext as lxe
+import numpy as np
+import pytest
+
+
+_root = pathlib.Path(__file__).parents[1]
+
+
+def _blocks(text):
+    return [
+        textwrap.dedent(block)
+        for block in re.findall(r"^ *```python\n(.*?)^ *```", text, re.M | re.S)
+    ]
+
+
+def _documented():
+    for info in pkgutil.walk_packages(lxe.__path__, "lineax_ext."):
+        module = importlib.import_module(info.name)
+        for name, value in vars(module).items():
+            if getattr(value, "__module__", None) == info.name and value.__doc__:
+                for block in _blocks(inspect.getdoc(value)):
+                    yield pytest.param(block, id=f"{info.name}.{name}")
+
+
+def test_readme():
+    blocks = _blocks((_root / "README.md").read_text())
+    assert len(blocks) >= 3
+    # In order and in one namespace, as a reader would type them; under the defaults of a
+    # reader's JAX, not under the strict promotion of the test suite.
+    namespace = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, namespace)
+    assert namespace["path"].shape == (100, 200)
+
+
+@pytest.mark.parametrize("block", list(_documented()))
+def test_docstring(block):
+    matrix = jr.normal(jr.key(0), (5, 5)) * jnp.eye(5)
+    namespace = dict(
+        jax=jax,
+        jnp=jnp,
+        jr=jr,
+        lx=lx,
+        lxe=lxe,
+        operator=lx.MatrixLinearOperator(matrix, lx.tridiagonal_tag),
+        vector=jnp.ones(5),
+        dampings=jnp.array([0.1, 1.0]),
+    )
+    exec(block, namespace)
+    d = np.diagonal(np.asarray(matrix))
+    if "solutions" in namespace:
+        found, expected = namespace["solutions"], [d / (d**2 + x) for x in (0.1, 1.0)]
+    else:
+        found, expected = namespace["solution"].value, 1 / d
+    np.testing.assert_allclose(found, expected, rtol=1e-10)
