@@ -47,27 +47,44 @@ def _strip(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
 
 
 class _Checked(eqx.Module):
-    fn: Callable
-    lie: Bool[Array, ""]
-    message: str = eqx.field(static=True)
+    """A function whose value, and whose derivative, exist only if there is no lie.
 
-    def __call__(self, x: PyTree[Array]):
-        return self.fn(eqx.error_if(x, self.lie, self.message))
+    The error cannot hang on the arrays of the operator: the derivative of an affine
+    function depends on none of them.
+    """
+
+    fn: Callable
+    truth: Bool[Array, ""]
+
+    def __call__(self, x: PyTree[Array], *args):
+        x = jtu.tree_map(lambda xi: jnp.where(self.truth, xi, jnp.nan), x)
+        return self.fn(x, *args)
+
+
+_functions = (lx.JacobianLinearOperator, lx.FunctionLinearOperator)
 
 
 def _attach(operator, lie: Bool[Array, ""], message: str):
-    if len(jtu.tree_leaves(eqx.filter(operator, eqx.is_array))) > 0:
-        return eqx.error_if(operator, lie, message)
-    # No array to hang the error on: let the functions inside carry it.
-    is_function = lambda x: isinstance(x, lx.FunctionLinearOperator)
+    is_function = lambda x: isinstance(x, _functions)
+    leaves = jtu.tree_leaves(operator, is_leaf=is_function)
+    if not any(map(is_function, leaves)):
+        # Without arrays it is an identity, which cannot lie.
+        arrays = any(map(eqx.is_array, leaves))
+        return eqx.error_if(operator, lie, message) if arrays else operator
+    truth = ~eqx.error_if(lie, lie, message)
 
     def wrap(op):
-        if not is_function(op):
-            return op
-        fn = _Checked(op.fn, lie, message)
-        return lx.FunctionLinearOperator(
-            fn, op.in_structure(), op.tags, closure_convert=False
-        )
+        if isinstance(op, lx.JacobianLinearOperator):
+            fn = _Checked(op.fn, truth)
+            return lx.JacobianLinearOperator(
+                fn, op.x, op.args, op.tags, op.jac, closure_convert=False
+            )
+        if isinstance(op, lx.FunctionLinearOperator):
+            fn = _Checked(op.fn, truth)
+            return lx.FunctionLinearOperator(
+                fn, op.in_structure(), op.tags, closure_convert=False
+            )
+        return op
 
     return jtu.tree_map(wrap, operator, is_leaf=is_function)
 

@@ -219,7 +219,7 @@ def read_diagonals(
         # The rows of A are the columns of Aᵀ.
         spans = {d: (j, i, k) for d in offsets for i, j, k in [_span(m, n, d)]}
         size, length = m, n
-    count = max((first + k for _, first, k in spans.values()), default=0)
+    count = max(first + k if k > 0 else 0 for _, first, k in spans.values())
     if count == 0:
         return {d: jnp.zeros((0,), read.dtype) for d in offsets}
 
