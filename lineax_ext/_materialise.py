@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from ._structure.extract import chunk_size, map_chunked, reader, untagged
+from ._structure.extract import map_chunked, reader, untagged
 
 
 def as_matrix(operator: lx.AbstractLinearOperator) -> Inexact[Array, "m n"]:
@@ -23,14 +23,12 @@ def as_matrix(operator: lx.AbstractLinearOperator) -> Inexact[Array, "m n"]:
     # The heuristic of lineax for which mode is the cheaper one.
     wide = n >= 100 and n > 1.5 * m
     read = reader(inner, by="rows" if wide else "columns")
-    count, length = (n, m) if read.by == "columns" else (m, n)
+    count = n if read.by == "columns" else m
     if count == 0:
         return jnp.zeros((m, n), read.dtype)
 
     def basis(index):
         return (lax.iota(jnp.int32, count) == index).astype(read.dtype)
 
-    stacked = map_chunked(
-        lambda index: read.apply(basis(index)), count, chunk_size(length, count)
-    )
+    stacked = map_chunked(lambda index: read.apply(basis(index)), count)
     return stacked.T if read.by == "columns" else stacked

@@ -53,7 +53,10 @@ def check_scale(
             f"{expected}, but has {found}."
         )
     for leaf in jtu.tree_leaves(scale):
-        if _is_concrete(leaf) and not np.all((leaf > 0) & np.isfinite(leaf)):
+        if not _is_concrete(leaf):
+            continue
+        value = np.asarray(leaf)
+        if not np.all((value > 0) & np.isfinite(value)):
             raise ValueError("`scale` must be positive and finite everywhere.")
     return scale
 

@@ -31,10 +31,22 @@ from .triangular_stack import triangular_stack_qr, TriangularStackQR
 
 
 class _DampedCore(eqx.Module):
-    """The QR of [C; √λ E]: C, E = R, D when tall and C, E = J Rᴴ J, 1 when wide."""
+    """The QR of [R; √λ E], with the larger of the two on top.
+
+    E = D when A is tall, and 1 when it is wide. Were a large √λ below, an answer of
+    relative size σ/√λ would be the difference of numbers of size 1.
+    """
 
     damping: Damping
     qr: TriangularStackQR
+    swapped: Bool[Array, ""]
+
+    def order(self, upper: Array, lower: Array) -> tuple[Array, Array]:
+        """Between (R, √λ E) and (top, bottom), either way."""
+        return (
+            jnp.where(self.swapped, lower, upper),
+            jnp.where(self.swapped, upper, lower),
+        )
 
 
 class _DampedQRState(eqx.Module):
@@ -195,15 +207,18 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
 def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
     k = state.taus.size
-    core = jnp.triu(state.householder[:k])
+    r = jnp.triu(state.householder[:k])
     diagonal = jnp.broadcast_to(damping.root, (k,))
-    if state.wide:
-        core = jnp.conj(core.T)[::-1, ::-1]
-    elif damping.scale is not None:
+    if damping.scale is not None and not state.wide:
         diagonal = diagonal * damping.scale
-    qr = triangular_stack_qr(core, diagonal)
-    singular = is_singular(qr.rt.T, default_rcond(k, k, core.dtype))
-    return dataclasses.replace(state, core=_DampedCore(damping, qr), singular=singular)
+    largest = jnp.max(jnp.abs(r), initial=0)
+    swapped = jnp.max(diagonal, initial=0) > largest
+    lower = jnp.diag(diagonal.astype(r.dtype))
+    qr = triangular_stack_qr(jnp.where(swapped, lower, r), jnp.where(swapped, r, lower))
+    singular = is_singular(qr.rt.T, default_rcond(k, k, r.dtype))
+    return dataclasses.replace(
+        state, core=_DampedCore(damping, qr, swapped), singular=singular
+    )
 
 
 # Each returns A⁺ or B⁺ as `solve`, and its adjoint, on flat vectors.
@@ -226,26 +241,23 @@ def _undamped(state):
     return lambda pair: solve(pair[0]), lambda x: (adjoint(x), None)
 
 
-def _core_solve(qr: TriangularStackQR, top, bottom):
-    """argmin ‖C y − top‖² + ‖√λ E y − bottom‖²."""
-    bottom = jnp.zeros_like(top) if bottom is None else bottom
-    return solve_lower_transposed(qr.rt, qr.q_adjoint_multiply(top, bottom))
-
-
-def _core_adjoint(qr: TriangularStackQR, y):
-    return qr.q_multiply(solve_lower_transposed(qr.rt, y, adjoint=True))
-
-
 def _damped_tall(state):
-    q, taus, qr = state.householder, state.taus, state.core.qr
+    # With [R; √λ D] = Q̃ [R̃; 0], and Q = [Q₁ Q₂; Q₃ Q₄] for Q̃ in the rows of R, √λ D:
+    #
+    #   x = R̃⁻¹ (Q₁ᴴ Qᴴ b + Q₃ᴴ c)
+    q, taus, core = state.householder, state.taus, state.core
 
     def solve(pair):
         b, c = pair
-        return _core_solve(qr, q_adjoint_multiply(q, taus, b), c)
+        qhb = q_adjoint_multiply(q, taus, b)
+        c = jnp.zeros_like(qhb) if c is None else c
+        y, _ = core.qr.q_adjoint_multiply(*core.order(qhb, c))
+        return solve_lower_transposed(core.qr.rt, y)
 
     def adjoint(x):
-        top, bottom = _core_adjoint(qr, x)
-        return q_multiply(q, taus, top), bottom
+        y = solve_lower_transposed(core.qr.rt, x, adjoint=True)
+        upper, lower = core.order(*core.qr.q_multiply(y, jnp.zeros_like(y)))
+        return q_multiply(q, taus, upper), lower
 
     return solve, adjoint
 
@@ -255,32 +267,40 @@ def _damped_wide(state):
     #
     #   min ‖Rᴴ Qᴴ z − b‖² + ‖√λ z − c‖²
     #
-    # decouples: z⊥ = (c − Q Qᴴ c)/√λ, and p solves the k×k damped problem
+    # decouples: z⊥ = (c − Q Qᴴ c)/√λ, and p solves min ‖Rᴴ p − b‖² + ‖√λ p − Qᴴ c‖².
+    # For c = 0 that is the upper part of the minimum-norm solution of
+    # [Rᴴ √λ] (p; s) = b, which the QR of [R; √λ] gives. With the blocks of the tall
+    # case,
     #
-    #   min ‖Rᴴ p − b‖² + ‖√λ p − Qᴴ c‖².
+    #   p = Q₁ R̃⁻ᴴ b + Q₂ Q₂ᴴ Qᴴ c / √λ,
     #
-    # Rᴴ is lower triangular. Reversing the order of its rows and columns, J Rᴴ J, makes
-    # it upper triangular, and the mechanism that of the tall case.
-    q, taus, qr = state.householder, state.taus, state.core.qr
-    damping = state.core.damping
-    inverse_root = damping.inverse_root.astype(q.dtype)
-    scale = None if damping.scale is None else damping.scale.astype(q.dtype)
-    unscale = lambda x: x if scale is None else x / scale
+    # where 1 − Q₁ Q₁ᴴ = Q₂ Q₂ᴴ, the first without cancellation.
+    q, taus, core = state.householder, state.taus, state.core
+    inverse_root = core.damping.inverse_root.astype(q.dtype)
+    scale = core.damping.scale
+    unscale = lambda x: x if scale is None else x / scale.astype(q.dtype)
+
+    def outside(qhc, rest):  # Q₂ Q₂ᴴ Qᴴ c
+        upper, _ = core.order(*core.qr.q_multiply(jnp.zeros_like(qhc), rest))
+        return upper
 
     def solve(pair):
         b, c = pair
+        y = solve_lower_transposed(core.qr.rt, b, adjoint=True)
+        p, _ = core.order(*core.qr.q_multiply(y, jnp.zeros_like(y)))
         if c is None:
-            return unscale(q_multiply(q, taus, _core_solve(qr, b[::-1], None)[::-1]))
+            return unscale(q_multiply(q, taus, p))
         qhc = q_adjoint_multiply(q, taus, c)
-        p = _core_solve(qr, b[::-1], qhc[::-1])[::-1]
-        z = q_multiply(q, taus, p - inverse_root * qhc) + inverse_root * c
-        return unscale(z)
+        _, rest = core.qr.q_adjoint_multiply(*core.order(qhc, jnp.zeros_like(qhc)))
+        p = p + inverse_root * (outside(qhc, rest) - qhc)
+        return unscale(q_multiply(q, taus, p) + inverse_root * c)
 
     def adjoint(x):
         x = unscale(x)
         qhx = q_adjoint_multiply(q, taus, x)
-        top, bottom = _core_adjoint(qr, qhx[::-1])
-        lower = q_multiply(q, taus, bottom[::-1] - inverse_root * qhx)
-        return top[::-1], lower + inverse_root * x
+        y, rest = core.qr.q_adjoint_multiply(*core.order(qhx, jnp.zeros_like(qhx)))
+        lower = inverse_root * (outside(qhx, rest) - qhx)
+        b = solve_lower_transposed(core.qr.rt, y)
+        return b, q_multiply(q, taus, lower) + inverse_root * x
 
     return solve, adjoint

@@ -161,8 +161,10 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         hypotenuse = jnp.hypot(sigma, root)
         positive = hypotenuse > 0
         safe = jnp.where(positive, hypotenuse, 1)
-        on_b = jnp.where(positive, sigma / safe / safe, 0).astype(dtype)
-        on_c = jnp.where(positive, root / safe / safe, 0).astype(dtype)
+        # Each a factor of at most 1, with another 1/h left for after the product.
+        on_b = jnp.where(positive, sigma / safe, 0).astype(dtype)
+        on_c = jnp.where(positive, root / safe, 0).astype(dtype)
+        h = safe.astype(dtype)
 
         # The two bases: A D⁻¹ = L Σ Mᴴ, with M square when A is tall. When A is wide
         # there is a part of c orthogonal to M, and the solution there is c/√λ.
@@ -189,16 +191,17 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
 
         def solve(pair):
             b, c = pair
-            y = on_b * left_adjoint(b)
+            y = on_b * left_adjoint(b) / h
             if c is None:
                 return unscale(right(y))
-            y = y + (on_c - outside) * right_adjoint(c)
+            y = y + (on_c / h - outside) * right_adjoint(c)
             return unscale(right(y) + outside * c)
 
         def adjoint(x):
             x = unscale(x)
             y = right_adjoint(x)
-            return left(on_b * y), right((on_c - outside) * y) + outside * x
+            c = right((on_c / h - outside) * y) + outside * x
+            return left(on_b * y / h), c
 
         solution = solve_stacked(
             state.orientation, state.stacked, solve, adjoint, vector, dtype

@@ -1,4 +1,4 @@
-"""QR of an upper triangle on top of a diagonal: [R; diag(d)] = Q̃ R̃."""
+"""QR of two upper triangles, one on top of the other."""
 
 import equinox as eqx
 import jax
@@ -17,14 +17,14 @@ class _Panel(eqx.Module):
 
 
 class TriangularStackQR(eqx.Module):
-    """The factors of [R; diag(d)], as returned by `triangular_stack_qr`."""
+    """The factors of [R₁; R₂], as returned by `triangular_stack_qr`."""
 
     rt: Inexact[Array, "n n"]
     panels: tuple[_Panel, ...]
 
-    def q_adjoint_multiply(self, top: Array, bottom: Array) -> Inexact[Array, " n"]:
-        """The first n entries of Q̃ᴴ (top, bottom)."""
-        out, start = [], 0
+    def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        """Q̃ᴴ (top, bottom), for Q̃ square."""
+        out, start = [top[:0]], 0
         for panel in self.panels:
             w, stop = panel.t.shape[0], start + panel.t.shape[0]
             x = jnp.concatenate([top[start:stop], bottom[:stop]])
@@ -33,27 +33,28 @@ class TriangularStackQR(eqx.Module):
             out.append(x[:w])
             bottom = jnp.concatenate([x[w:], bottom[stop:]])
             start = stop
-        return jnp.concatenate(out) if out else top
+        return jnp.concatenate(out), bottom
 
-    def q_multiply(self, vector: Array) -> tuple[Array, Array]:
-        """Q̃ (vector, 0), as (top, bottom)."""
-        out, stop = [], vector.size
-        bottom = jnp.zeros_like(vector)
+    def q_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        """Q̃ (top, bottom), for Q̃ square."""
+        out, stop = [top[:0]], top.size
         for panel in reversed(self.panels):
             w = panel.t.shape[0]
             start = stop - w
-            x = jnp.concatenate([vector[start:stop], bottom[:stop]])
+            x = jnp.concatenate([top[start:stop], bottom[:stop]])
             x = x - matmul(panel.vt.T, matmul(panel.t, matmul(jnp.conj(panel.vt), x)))
             out.append(x[:w])
             bottom = jnp.concatenate([x[w:], bottom[stop:]])
             stop = start
-        return jnp.concatenate(out[::-1]) if out else vector, bottom
+        return jnp.concatenate(out[::-1]), bottom
 
 
 def _block_size(n: int) -> int:
     # Narrow panels waste least; past n = 700 the traffic of the trailing updates wants
     # wider ones. Also bounds the number of panels, and so the compile time.
-    return 32 if n <= 700 else 16 * -(-n // 320)
+    if n <= 700:
+        return 32 if n <= 350 else 48
+    return 16 * -(-n // 320)
 
 
 def _compact_wy(vt: Array, taus: Array) -> Array:
@@ -73,50 +74,47 @@ def _compact_wy(vt: Array, taus: Array) -> Array:
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
 @jax.jit
 def triangular_stack_qr(
-    r: Inexact[Array, "n n"], diagonal: Inexact[Array, " n"]
+    top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
 ) -> TriangularStackQR:
-    """Householder QR of [R; diag(d)] in 2n³/3 flops, where a dense one takes 10n³/3.
+    """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
-    The reflector of column j touches row j of R and the first j rows of the bottom,
-    which fills in as an upper triangle. Columns are taken in panels: a panel is
-    factorised by `geqrf`, the columns to its right are updated by I − V Tᴴ Vᴴ, in
+    2n³/3 flops, where a dense QR takes 10n³/3. The reflector of column j touches row j
+    of the top and the first j rows of the bottom. Columns are taken in panels: a panel
+    is factorised by `geqrf`, the columns to its right are updated by I − V Tᴴ Vᴴ, in
     matrix products. The whole computation is written for transposed matrices, so that
     the panels are contiguous and LAPACK needs no copies.
 
-    Only the upper triangle of `r` is read.
+    Only the upper triangles are read. Larger rows belong on top: the rounding errors in
+    a row are relative to it only if no larger ones come below.
 
     Source: the structure of LAPACK's `tpqrt` with l = n, in the compact WY form of
     Schreiber, Van Loan, *A Storage-Efficient WY Representation for Products of
     Householder Transformations*, SIAM J. Sci. Stat. Comput. 10 (1989),
-    doi:10.1137/0910005.
+    doi:10.1137/0910005. For the order of the rows: Cox, Higham, *Stability of
+    Householder QR Factorization for Weighted Least Squares Problems*, Numerical
+    Analysis 1997 (1998).
     """
-    n = r.shape[0]
+    n = top.shape[0]
     block = _block_size(n)
-    rt = jnp.tril(r.T)
-    # Bottom rows already filled in, transposed, for the columns not yet factorised.
-    filled = jnp.zeros((n, 0), r.dtype)
-    panels, columns = [], []
+    # Both transposed; of `bt`, only the columns of [R₁; R₂] not yet factorised.
+    rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
+    panels, columns = [], [rt[:, :0]]
     for start in range(0, n, block):
         stop = min(start + block, n)
         w = stop - start
-        new = jnp.diag(diagonal[start:stop].astype(r.dtype))
-        stack = jnp.concatenate([rt[start:stop, start:stop], filled[:w], new], axis=1)
+        stack = jnp.concatenate([rt[start:stop, start:stop], bt[:w, :stop]], axis=1)
         householder, taus = householder_qr(stack.T)
-        vt = jnp.triu(householder.T, 1) + jnp.eye(*stack.shape, dtype=r.dtype)
+        vt = jnp.triu(householder.T, 1) + jnp.eye(*stack.shape, dtype=rt.dtype)
         t = _compact_wy(vt, taus)
         panels.append(_Panel(vt, t))
 
-        top, filled = rt[stop:, start:stop], filled[w:]
-        vt_top, vt_filled, vt_new = jnp.split(vt, (w, stop), axis=1)
-        y = matmul(top, jnp.conj(vt_top.T)) + matmul(filled, jnp.conj(vt_filled.T))
-        y = matmul(y, jnp.conj(t))
+        above = jnp.zeros((start, w), rt.dtype)
         finished = jnp.tril(householder[:w].T)
-        above = jnp.zeros((start, w), r.dtype)
-        columns.append(
-            jnp.concatenate([above, finished, top - matmul(y, vt_top)], axis=0)
-        )
-        filled = jnp.concatenate(
-            [filled - matmul(y, vt_filled), -matmul(y, vt_new)], axis=1
-        )
-    rt = jnp.concatenate(columns, axis=1) if columns else rt
-    return TriangularStackQR(rt, tuple(panels))
+        upper, lower = rt[stop:, start:stop], bt[w:, :stop]
+        vt_upper, vt_lower = vt[:, :w], vt[:, w:]
+        y = matmul(upper, jnp.conj(vt_upper.T)) + matmul(lower, jnp.conj(vt_lower.T))
+        y = matmul(y, jnp.conj(t))
+        upper = upper - matmul(y, vt_upper)
+        columns.append(jnp.concatenate([above, finished, upper], axis=0))
+        bt = jnp.concatenate([lower - matmul(y, vt_lower), bt[w:, stop:]], axis=1)
+    return TriangularStackQR(jnp.concatenate(columns, axis=1), tuple(panels))

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PRNGKeyArray, PyTree
 
-from .extract import chunk_size, map_chunked, read_band, read_diagonals, Reader, reader
+from .extract import map_chunked, read_band, read_diagonals, Reader, reader
 from .pattern import bandwidth
 
 
@@ -115,7 +115,7 @@ def _largest_forbidden(read: Reader, *, lower: bool) -> tuple[Array, Array]:
         forbidden = row < index if lower else row > index
         return jnp.stack([jnp.max(jnp.where(forbidden, out, 0)), jnp.max(out)])
 
-    found = jnp.max(map_chunked(column, size, chunk_size(length, size)), axis=0)
+    found = jnp.max(map_chunked(column, size), axis=0)
     return found[0], found[1]
 
 

@@ -11,13 +11,14 @@ Journal of Applied Mathematics 13 (1974), doi:10.1093/imamat/13.1.117.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Inexact
 
 from .._flat import cast, ravel, result_dtype, tree_size, unravel
@@ -100,43 +101,64 @@ def _row_reader(vjp, operator):
 #
 
 
-def chunk_size(length: int, count: int) -> int:
-    """How many vectors of `length` entries to push through one `vmap`, of `count`.
+def _largest_intermediate(jaxpr: Jaxpr) -> int:
+    """The number of entries of the largest array that a computation makes."""
+    largest = 0
+    for eqn in jaxpr.eqns:
+        inner = [
+            getattr(x, "jaxpr", x)
+            for x in jtu.tree_leaves(eqn.params, is_leaf=_is_jaxpr)
+            if _is_jaxpr(x)
+        ]
+        sizes = [getattr(var.aval, "size", 0) for var in eqn.outvars]
+        largest = max(largest, *sizes, *map(_largest_intermediate, inner))
+    return largest
 
-    On a CPU a chunk should stay in cache: pushing all n basis vectors of a tanh network
-    (2000×199, 10000×100, 500×499) through one `vmap` took 2.5 to 3 times as long as
-    chunks of 4 to 32, and the minimum is flat. Small Jacobians (1000×49, 200×199) do
-    best in one piece. Elsewhere only memory is to be bounded.
+
+def _is_jaxpr(x) -> bool:
+    return isinstance(x, Jaxpr | ClosedJaxpr)
+
+
+def chunk_size(fn: Callable[[Array], Any], count: int) -> int:
+    """How many of `count` calls of `fn` to push through one `vmap`.
+
+    On a CPU the largest array of a chunk should stay in cache. Pushing all n basis
+    vectors of a tanh network (2000×199, 10000×100, 500×499) through one `vmap` took 2.5
+    to 3 times as long as chunks of up to 8 MB, below which the time is flat; what fits
+    into four such chunks does best in one piece (1000×49, 200×199). Elsewhere only
+    memory is to be bounded.
     """
-    if jax.default_backend() == "cpu":
-        whole, chunk = 2**16, 2**14
-    else:
-        whole, chunk = 2**24, 2**24
-    if length * count <= whole:
-        return count
-    return min(count, max(4, chunk // max(length, 1)))
+    chunk = 2**20 if jax.default_backend() == "cpu" else 2**26
+    jaxpr = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((), jnp.int32))
+    size = max(1, _largest_intermediate(jaxpr.jaxpr))
+    return count if count * size <= 4 * chunk else max(1, min(count, chunk // size))
 
 
-def map_chunked(fn: Callable[[Array], Array], count: int, chunk: int) -> Array:
+def map_chunked(fn: Callable[[Array], Array], count: int) -> Array:
     """Stacks `fn(0), …, fn(count - 1)`: `vmap` over a chunk, a loop over the chunks.
 
     A primitive without a batching rule falls back to the loop alone. `fn` must accept
-    any index below `count + chunk`; the last chunk is padded.
+    any index below `2 * count`; the last chunk is padded.
     """
+    chunk = chunk_size(fn, count)
     if chunk > 1:
         loops = -(-count // chunk)
         chunk = -(-count // loops)  # equal chunks: least padding
         try:
             if loops == 1:
                 return jax.vmap(fn)(lax.iota(jnp.int32, count))
+            # Checkpointed, or a gradient would keep what each chunk computed: O(n²).
             out = lax.map(
-                lambda i: jax.vmap(fn)(i * chunk + lax.iota(jnp.int32, chunk)),
+                jax.checkpoint(
+                    lambda i: jax.vmap(fn)(i * chunk + lax.iota(jnp.int32, chunk)),
+                    prevent_cse=False,
+                ),
                 lax.iota(jnp.int32, loops),
             )
             return out.reshape(loops * chunk, *out.shape[2:])[:count]
         except NotImplementedError:
             pass
-    return lax.map(fn, lax.iota(jnp.int32, count))
+    return lax.map(jax.checkpoint(fn, prevent_cse=False), lax.iota(jnp.int32, count))
 
 
 #
@@ -170,12 +192,7 @@ def read_band(
     def apply(colour):
         return read.apply((_colours(0, size, k) == colour).astype(read.dtype))
 
-    if k <= 3:
-        # A few copies of the function fuse better than a loop, and ask for no batching
-        # rule.
-        compressed = [apply(c) for c in range(k)]
-    else:
-        compressed = list(map_chunked(apply, k, chunk_size(max(m, n), k)))
+    compressed = list(map_chunked(apply, k))
 
     band = {}
     for d in offsets:
@@ -228,7 +245,7 @@ def read_diagonals(
         at = [jnp.clip(index + i - j, 0, length - 1) for i, j, _ in spans.values()]
         return out[jnp.stack(at)]
 
-    out = map_chunked(entries, count, chunk_size(max(m, n), count))
+    out = map_chunked(entries, count)
     return {
         d: out[j : j + k, column] for column, (d, (_, j, k)) in enumerate(spans.items())
     }

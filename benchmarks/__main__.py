@@ -1,0 +1,45 @@
+"""`python -m benchmarks [claim ...] [--quick] [--out FOLDER]`, from the repository."""
+
+import argparse
+import importlib
+import pathlib
+import pkgutil
+import sys
+import tempfile
+
+from . import harness
+
+
+HERE = pathlib.Path(__file__).parent
+
+
+def main() -> int:
+    every = [module.name for module in pkgutil.iter_modules([str(HERE)])]
+    claims = sorted(set(every) - {"__main__", "harness", "report"})
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("claim", nargs="*", help=f"of: {', '.join(claims)}; or all")
+    parser.add_argument("--quick", action="store_true", help="small sizes, for CI")
+    parser.add_argument("--out", help="folder for the results (default: results/)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.claim) - set(claims):
+        parser.error(f"no such claim: {', '.join(sorted(unknown))}")
+
+    if arguments.out is not None:
+        out = pathlib.Path(arguments.out)
+    elif arguments.quick:  # not over the results that are kept
+        out = pathlib.Path(tempfile.mkdtemp(prefix="benchmarks-"))
+    else:
+        out = HERE / "results"
+
+    wrong = []
+    for claim in arguments.claim or claims:
+        module = importlib.import_module(f"benchmarks.{claim}")
+        wrong += harness.run(module, quick=arguments.quick, out=out)
+    print(f"\nResults are in {out}")
+    for line in wrong:
+        print(f"WRONG: {line}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""How a claim is declared and measured.
+
+A claim is a module of this folder: a docstring, whose first line says what is claimed,
+and a function `cases(quick: bool) -> Iterator[Case]`. A `Case` is one problem and the
+sides that solve it.
+
+Every side is compiled ahead of time, with its inputs as arguments and not as constants,
+and run once before it is timed. The sides of a case then take turns in one process, and
+the least time of one call, `block_until_ready` included, is what is reported; with it
+the time of tracing and compiling, the temporary memory of the compiled program, and the
+error of the answer. An error above the tolerance of its case fails the run.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import pathlib
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import lineax as lx
+import numpy as np
+
+from . import report
+
+
+jax.config.update("jax_enable_x64", True)
+
+if "lineax_ext" in sys.modules:
+    raise ImportError("`benchmarks` must be imported before `lineax_ext`.")
+_PLAIN = {fn: dict(fn.registry) for fn in vars(lx).values() if hasattr(fn, "registry")}
+
+# A turn is one call, or as many as fit; a case, two turns for each side, or as many as
+# fit, and no more than `_MAX_TURNS`. The rest before a turn is for the threads of the
+# other side: OpenBLAS lets its own spin for some 25 ms after a call.
+_TURN_SECONDS, _CASE_SECONDS, _MAX_TURNS, _REST_SECONDS = 0.02, 6.0, 60, 0.03
+
+
+class Side(NamedTuple):
+    """One way to solve a problem. A bare function stands for `Side(fn)`."""
+
+    fn: Callable[..., Any] | None  # `None`: not measured, and `note` says why
+    plain: bool = False  # traced with lineax's own rules, as without `lineax_ext`
+    host: bool = False  # outside of JAX: called as it is, on NumPy arrays
+    note: str = ""
+
+
+def plain(fn: Callable[..., Any]) -> Side:
+    """A side that sees lineax as it is where `lineax_ext` was never imported."""
+    return Side(fn, plain=True)
+
+
+def absent(reason: str) -> Side:
+    """A side that is not measured in this case, and why."""
+    return Side(None, note=reason)
+
+
+def peer(package: str, make: Callable[[Any], Callable[..., Any]]) -> Side:
+    """`make(package)`, a function of NumPy arrays; or that it is not installed."""
+    name = package.partition(".")[0]
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        return absent(f"{name} is not installed")
+    version = importlib.import_module(name).__version__
+    return Side(make(module), host=True, note=f"{name} {version}")
+
+
+class Goal(NamedTuple):
+    """`side` is to be at least `factor` times as fast as `than`."""
+
+    side: str
+    than: str
+    factor: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One problem, and the sides that solve it.
+
+    **Arguments:**
+
+    - `panel`: the group that the case belongs to, one panel of the figure.
+    - `x`: its place there: a number, for lines against `xlabel`; or a name, for bars.
+    - `sides`: functions of `*args`, by name. Ratios are taken to the first one.
+    - `args`: pytrees of arrays.
+    - `error`: of what a side returned, from an independent referee.
+    - `steps`: the number of steps in what a side returned, where there are any.
+    - `goals`: what is claimed. Reported only: a clock fails no run.
+    """
+
+    panel: str
+    x: float | str
+    sides: Mapping[str, Side | Callable[..., Any]]
+    args: tuple[Any, ...]
+    error: Callable[[Any], float]
+    tolerance: float = 1e-8
+    xlabel: str = "n"
+    steps: Callable[[Any], int] | None = None
+    goals: tuple[Goal, ...] = ()
+
+
+@contextlib.contextmanager
+def plain_lineax() -> Iterator[None]:
+    """Puts lineax's own rules back in place of those that `lineax_ext` registered."""
+
+    def register(rules):
+        for fn, by_class in rules.items():
+            for cls, rule in by_class.items():
+                fn.register(cls, rule)
+
+    ours = {fn: {c: fn.registry[c] for c in rules} for fn, rules in _PLAIN.items()}
+    register(_PLAIN)
+    try:
+        yield
+    finally:
+        register(ours)
+
+
+def _prepare(side: Side, args: tuple) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """A call without arguments, and what compiling it took."""
+    assert side.fn is not None
+    fn, noted = side.fn, {"note": side.note} if side.note else {}
+    if side.host:
+        args = jax.tree_util.tree_map(np.asarray, args)
+        return lambda: fn(*args), noted
+    jax.clear_caches()  # otherwise the second side finds what the first one traced
+    jax.block_until_ready(jax.jit(lambda x: x + 1)(0.0))
+    with plain_lineax() if side.plain else contextlib.nullcontext():
+        start = time.perf_counter()
+        compiled = jax.jit(fn).lower(*args).compile()
+        seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    temporary = None if memory is None else memory.temp_size_in_bytes
+    noted = {**noted, "compile_seconds": seconds, "temporary_bytes": temporary}
+    return lambda: jax.block_until_ready(compiled(*args)), noted
+
+
+def _least_times(calls: dict[str, Callable[[], Any]], quick: bool) -> dict[str, float]:
+    least = dict.fromkeys(calls, math.inf)
+    stop = time.perf_counter() + (0.5 if quick else _CASE_SECONDS)
+    for turn in range(_MAX_TURNS):
+        if turn >= 2 and time.perf_counter() > stop:
+            break
+        for name, call in calls.items():
+            time.sleep(_REST_SECONDS)
+            end = turn_start = time.perf_counter()
+            while end - turn_start < _TURN_SECONDS:
+                begin = time.perf_counter()
+                call()
+                end = time.perf_counter()
+                least[name] = min(least[name], end - begin)
+    return least
+
+
+def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
+    """The record of one case, as it goes into the JSON file."""
+    calls, sides, wrong = {}, {}, []
+    for name, side in case.sides.items():
+        side = side if isinstance(side, Side) else Side(side)
+        if side.fn is None:
+            sides[name] = {"absent": side.note}
+            continue
+        calls[name], sides[name] = _prepare(side, case.args)
+        answer = calls[name]()  # the warm-up
+        sides[name]["error"] = float(case.error(answer))
+        if not sides[name]["error"] <= case.tolerance:
+            wrong.append(name)
+        if case.steps is not None:
+            sides[name]["steps"] = int(case.steps(answer))
+        del answer
+    least = _least_times(calls, quick)
+    first = least.get(next(iter(case.sides)))
+    for name, seconds in least.items():
+        ratio = None if first is None else first / seconds
+        sides[name] = {"seconds": seconds, "ratio": ratio, **sides[name]}
+    goals = [] if quick else case.goals
+    return {
+        "panel": case.panel,
+        "label": case.x if isinstance(case.x, str) else f"{case.xlabel} = {case.x}",
+        "xlabel": case.xlabel,
+        "x": case.x,
+        "tolerance": case.tolerance,
+        "sides": sides,
+        "goals": [
+            {**g._asdict(), "found": least[g.than] / least[g.side]} for g in goals
+        ],
+        "wrong": wrong,
+    }
+
+
+def run(claim: types.ModuleType, *, quick: bool, out: pathlib.Path) -> list[str]:
+    """Measures all cases of a claim; prints, and writes `out/<claim>.json` and `.png`.
+
+    **Returns:** a line for every side whose answer was wrong.
+    """
+    name = claim.__name__.rpartition(".")[2]
+    title = (claim.__doc__ or name).strip().splitlines()[0]
+    print(f"\n{name}: {title}")
+    records = []
+    for case in claim.cases(quick):
+        if not records or case.panel != records[-1]["panel"]:
+            print(f"\n  {case.panel}")
+        records.append(measure(case, quick=quick))
+        print(report.as_text(records[-1]), flush=True)
+    report.write(name, title, records, quick=quick, out=out)
+    return [f"{name}, {r['label']}: {side}" for r in records for side in r["wrong"]]

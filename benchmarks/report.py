@@ -1,0 +1,171 @@
+"""What is kept and shown of a measurement: a table, a JSON file, a figure."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+
+# Times are worth little if something else was running when the work began.
+_LOAD_AT_START = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def _versions() -> dict[str, str]:
+    names = ("jax", "jaxlib", "equinox", "lineax", "optimistix", "numpy", "lineax_ext")
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **versions}
+
+
+def _machine() -> dict[str, Any]:
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "threads": {name: os.environ[name] for name in _THREADS if name in os.environ},
+        "load_at_start": _LOAD_AT_START,
+        "platform": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+    }
+
+
+def _with_prefix(value: float | None, unit: str) -> str:
+    if value is None:
+        return "—"
+    prefixes = {1e9: "G", 1e6: "M", 1e3: "k", 1.0: "", 1e-3: "m", 1e-6: "µ"}
+    factor = next((f for f in prefixes if value >= f), 1.0)
+    digits = f"{value / factor:#.3g}".rstrip(".") if value else "0"
+    return f"{digits} {prefixes[factor]}{unit}"
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """The table of one case."""
+    lines = [f"    {record['label']}"]
+    for name, side in record["sides"].items():
+        if "absent" in side:
+            lines.append(f"      {name:<26} not measured: {side['absent']}")
+            continue
+        ratio = "" if side["ratio"] is None else f"{side['ratio']:.2f}×"
+        line = f"      {name:<26}{_with_prefix(side['seconds'], 's'):>9}{ratio:>10}"
+        line += f"   compile {_with_prefix(side.get('compile_seconds'), 's'):>7}"
+        line += f"   memory {_with_prefix(side.get('temporary_bytes'), 'B'):>7}"
+        line += f"   error {side['error']:.0e}"
+        line += f"   {side['steps']} steps" if "steps" in side else ""
+        line += f"   ({side['note']})" if "note" in side else ""
+        lines.append(line + "   WRONG" * (name in record["wrong"]))
+    for goal in record["goals"]:
+        met = "met" if goal["found"] >= goal["factor"] else "MISSED"
+        lines.append(
+            f"      goal: {goal['side']} at least {goal['factor']:.3g}× as fast as "
+            f"{goal['than']}: {goal['found']:.3g}×, {met}"
+        )
+    return "\n".join(lines)
+
+
+def write(
+    name: str,
+    title: str,
+    records: list[dict[str, Any]],
+    *,
+    quick: bool,
+    out: pathlib.Path,
+) -> None:
+    """Writes `out/<name>.json` and `out/<name>.png`."""
+    result = {
+        "claim": name,
+        "title": title,
+        "command": f"python -m benchmarks {name}{' --quick' if quick else ''}",
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": _versions(),
+        "machine": _machine(),
+        "cases": records,
+    }
+    four_digits = lambda number: float(f"{float(number):.4g}")
+    result = json.loads(json.dumps(result), parse_float=four_digits)
+    out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    try:
+        _draw(result, out / f"{name}.png")
+    except ImportError:
+        print("  no figure: matplotlib is not installed")
+
+
+def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
+    """A panel for each group of cases: lines on log–log axes, with slopes; or bars."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[dict[str, Any]]] = {}
+    for record in result["cases"]:
+        panels.setdefault(record["panel"], []).append(record)
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    size = (5 * columns, 4.8 * rows + 0.5)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=size, squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(panels) :]:
+        axis.remove()
+    for axis, (panel, records) in zip(axes.flat, panels.items()):
+        draw = _draw_bars if isinstance(records[0]["x"], str) else _draw_lines
+        draw(axis, records)
+        axis.set_title(panel, fontsize=10)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+    machine, versions = result["machine"], result["versions"]
+    where = f"{machine['cores']} × {machine['cpu']}, jax {versions['jax']}, lineax "
+    figure.suptitle(f"{result['title']}\n{where}{versions['lineax']}", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def _series(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[int], list]]:
+    """For each side: its name, the indices of the cases it has, and its seconds."""
+    for name in dict.fromkeys(name for r in records for name in r["sides"]):
+        seconds = [r["sides"].get(name, {}).get("seconds") for r in records]
+        at = [i for i, s in enumerate(seconds) if s is not None]
+        yield name, at, [seconds[i] for i in at]
+
+
+def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
+    for name, at, seconds in _series(records):
+        x = [records[i]["x"] for i in at]
+        label = name
+        if len(x) >= 3:  # of the last three points: the first ones are overhead
+            slope = np.polyfit(np.log(x[-3:]), np.log(seconds[-3:]), 1)[0]
+            label += f", slope {slope:.1f}"
+        axis.loglog(x, seconds, "o-", label=label)
+    axis.set(xlabel=records[0]["xlabel"], ylabel="seconds")
+
+
+def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
+    """How many times as fast as the first side; the times stand beside the bars."""
+    series = list(_series(records))
+    _, _, baseline = series[0]
+    height = 0.8 / len(series)
+    for k, (name, at, seconds) in enumerate(series):
+        y = [i + (k + 0.5) * height - 0.4 for i in at]
+        bars = axis.barh(y, [baseline[i] / s for i, s in zip(at, seconds)], height)
+        bars.set_label(name)
+        labels = [_with_prefix(s, "s") for s in seconds]
+        axis.bar_label(bars, labels, padding=3, fontsize=8)
+    axis.margins(x=0.2)
+    axis.set(xlabel=f"times as fast as {series[0][0]}")
+    axis.set_yticks(range(len(records)), [r["label"] for r in records], fontsize=8)
+    axis.invert_yaxis()
