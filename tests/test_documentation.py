@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-import lineax_ext as lxe
 import numpy as np
 import pytest
+
+import lineax_ext as lxe
 
 
 _root = pathlib.Path(__file__).parents[1]
@@ -38,8 +39,8 @@ def _documented():
 def test_readme():
     blocks = _blocks((_root / "README.md").read_text())
     assert len(blocks) >= 3
-    # In order and in one namespace, as a reader would type them; under the defaults of a
-    # reader's JAX, not under the strict promotion of the test suite.
+    # In order and in one namespace, as a reader would type them; under the defaults of
+    # a reader's JAX, not under the strict promotion of the test suite.
     namespace = {}
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for block in blocks:

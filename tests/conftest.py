@@ -1,0 +1,30 @@
+import gc
+import os
+
+
+# Two workers on two cores: one thread each. And most of the time goes to compiling,
+# of which a quarter is LLVM optimising what then runs once.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
+)
+for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_threads, "1")
+
+import equinox as eqx  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _clear_caches():
+    # Compiled programs are kept for ever otherwise: gigabytes over the whole suite.
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()
+    gc.collect()

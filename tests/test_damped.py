@@ -1,0 +1,630 @@
+"""`DampedQR`, `DampedSVD`, `DampedLinearOperator` and `damped_solve`."""
+
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.linalg
+from helpers import (
+    assert_close,
+    damped_stack,
+    directional,
+    double,
+    equations,
+    flatten,
+    gradient,
+    matrix_operator,
+    normal,
+    over_double_dtypes,
+    over_dtypes,
+    over_oblong_shapes,
+    over_shapes,
+    pinv,
+    pytree_function_operator,
+    pytree_jacobian_operator,
+    pytree_operator,
+    rank_deficient,
+    solve,
+    tolerance,
+    unflatten,
+    well_conditioned,
+)
+
+import lineax_ext as lxe
+from lineax_ext._solver.triangular_stack import triangular_stack_qr
+
+
+over_solvers = pytest.mark.parametrize(
+    "solver", (lxe.DampedQR(), lxe.DampedSVD()), ids=lambda x: type(x).__name__
+)
+over_scales = pytest.mark.parametrize("scaled", (False, True), ids=("", "scaled"))
+
+damping = 0.3
+
+
+def scale_of(shape, scaled, orders=1):
+    """D over some orders of magnitude, in no order."""
+    values = np.geomspace(10 ** (-orders / 2), 10 ** (orders / 2), shape[1])
+    return np.random.default_rng(0).permutation(values) if scaled else None
+
+
+def lstsq(matrix, b, damping, scale=None, c=None):
+    stack = damped_stack(matrix, damping, scale)
+    c = np.zeros(matrix.shape[1]) if c is None else c
+    return scipy.linalg.lstsq(stack, np.concatenate([double(b), c]))[0]
+
+
+def damped(matrix, b, damping, solver, **kwargs):
+    return lxe.damped_solve(matrix_operator(matrix), b, damping, solver, **kwargs)
+
+
+#
+# Values
+#
+
+
+@over_solvers
+@over_shapes
+@over_dtypes
+@over_scales
+def test_path(solver, shape, dtype, scaled):
+    """Many dampings of one factorisation."""
+    matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
+    real = np.finfo(dtype).dtype
+    dampings = np.geomspace(1e-10, 1e8, 19).astype(real)
+    scale = scale_of(shape, scaled, orders=4)
+    scale = None if scale is None else scale.astype(real)
+    state = solver.init(matrix_operator(matrix), {})
+    fn = lambda x: damped(matrix, b, x, solver, scale=scale, state=state).value
+    rtol = 1e-6 if real == np.float64 else 1e-5
+    for out, x in zip(np.asarray(lax.map(fn, dampings)), dampings):
+        assert out.dtype == dtype
+        expected = lstsq(matrix, b, x, scale)
+        assert_close(out, expected, rtol)
+        if scaled:
+            assert_close(scale * out, scale * expected, rtol)
+
+
+@over_solvers
+@over_shapes
+@over_double_dtypes
+def test_zero_damping(solver, shape, dtype):
+    matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
+    assert_close(damped(matrix, b, 0.0, solver).value, pinv(matrix) @ b, 1e-12)
+
+
+@over_solvers
+@over_shapes
+def test_zero_damping_scaled(solver, shape):
+    # The limit λ → 0: when wide, of all solutions that of the least ‖D x‖.
+    matrix, b = well_conditioned(shape), normal(shape[:1])
+    scale = scale_of(shape, True)
+    out = damped(matrix, b, 0.0, solver, scale=scale).value
+    assert_close(out, pinv(matrix / scale) @ b / scale, 1e-12)
+
+
+@over_shapes
+def test_zero_damping_rank_deficient(shape):
+    matrix, b = rank_deficient(shape), normal(shape[:1])
+    solution = damped(matrix, b, 0.0, lxe.DampedSVD())
+    assert solution.stats["rank"] == 2
+    assert_close(solution.value, pinv(matrix) @ b, 1e-12)
+
+
+@over_oblong_shapes
+@pytest.mark.parametrize("rcond, rank", ((1e-4, 2), (None, 3)))
+def test_rcond(shape, rcond, rank):
+    u, _, vh = np.linalg.svd(normal(shape), full_matrices=False)
+    values, b = np.array([1, 1e-2, 1e-6]), normal(shape[:1])
+    solver = lxe.DampedSVD(rcond)
+    for x in (0.0, 1e-3):
+        solution = damped(u * values @ vh, b, x, solver)
+        filters = (values / (values**2 + x))[:rank]
+        assert solution.stats["rank"] == rank
+        assert_close(solution.value, (vh.T[:, :rank] * filters) @ u.T[:rank] @ b, 1e-9)
+
+
+@over_shapes
+def test_zero_damping_singular(shape):
+    matrix, b = rank_deficient(shape), normal(shape[:1])
+    solution = damped(matrix, b, 0.0, lxe.DampedQR(), throw=False)
+    assert solution.result == lx.RESULTS.singular
+    with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
+        damped(matrix, b, 0.0, lxe.DampedQR())
+
+
+@over_solvers
+@over_shapes
+@over_dtypes
+def test_huge_damping(solver, shape, dtype):
+    damping = 1e38 if dtype == np.float32 else 1e300
+    matrix = well_conditioned(shape, dtype)
+    b = 1e6 * normal(shape[:1], dtype)  # keeps float32 solutions out of the denormals
+    out = damped(matrix, b, np.asarray(damping, np.finfo(dtype).dtype), solver).value
+    expected = double(matrix).conj().T @ double(b) / damping
+    assert_close(out, expected, tolerance(dtype))
+
+
+@over_solvers
+@over_shapes
+def test_rank_deficient(solver, shape):
+    matrix, b = rank_deficient(shape), normal(shape[:1])
+    matrix[:, 1] = 0
+    out = damped(matrix, b, damping, solver).value
+    assert_close(out, lstsq(matrix, b, damping), 1e-12)
+    assert abs(out[1]) < 1e-15
+
+
+@over_solvers
+@pytest.mark.parametrize("shape", ((0, 0), (2, 0), (0, 2), (1, 1), (1, 3), (3, 1)))
+def test_sizes_0_and_1(solver, shape):
+    matrix, b, scale = normal(shape), normal(shape[:1]), scale_of(shape, True)
+    out = damped(matrix, b, damping, solver, scale=scale).value
+    assert_close(out, lstsq(matrix, b, damping, scale), 1e-14)
+
+
+@over_solvers
+@over_oblong_shapes
+@pytest.mark.parametrize(
+    "make_operator",
+    (pytree_operator, pytree_function_operator, pytree_jacobian_operator),
+)
+def test_pytrees(solver, shape, make_operator):
+    matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
+    operator, scale = make_operator(matrix), scale_of(shape, True)
+    structure = operator.in_structure()
+    out = lxe.damped_solve(
+        operator,
+        unflatten(b, operator.out_structure()),
+        damping,
+        solver,
+        scale=unflatten(scale, structure),
+    ).value
+    assert jax.eval_shape(lambda: out) == structure
+    assert_close(flatten(out), lstsq(matrix, b, damping, scale), 1e-12)
+
+
+#
+# States
+#
+
+
+@over_solvers
+@over_shapes
+@pytest.mark.parametrize(
+    "damping, scaled",
+    ((damping, False), (damping, True), (0.0, False)),
+    ids=("", "scaled", "zero"),
+)
+def test_right_hand_sides(solver, shape, scaled, damping):
+    """`B⁺ (b, c)` and `B⁺ b`, from every state that stands for B."""
+    matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
+    c, scale = normal(shape[1:], np.complex128), scale_of(shape, scaled)
+    operator = matrix_operator(matrix)
+    other = 3.0, np.full(shape[1:], 2.0)
+
+    @jax.jit
+    def run(scale):
+        stack = lxe.DampedLinearOperator(operator, damping, scale)
+        state = solver.init(operator, {})
+        states = (
+            solver.damp(state, damping, scale),
+            solver.damp(solver.damp(state, *other), damping, scale),
+            solver.init(stack, {}),
+            solver.init(lx.TaggedLinearOperator(stack, frozenset()), {}),
+        )
+        compute = lambda state, x: solver.compute(state, x, {})[0]
+        return [(compute(state, (b, c)), compute(state, b)) for state in states]
+
+    for both, alone in run(scale):
+        assert_close(both, lstsq(matrix, b, damping, scale, c), 1e-12)
+        assert_close(alone, lstsq(matrix, b, damping, scale), 1e-12)
+
+
+@over_shapes
+@pytest.mark.parametrize(
+    "solver", (lxe.DampedQR(), lxe.DampedSVD(), lxe.QRMultiply(), lx.QR(), lx.SVD())
+)
+def test_linear_solve_of_the_operator(solver, shape):
+    matrix, scale = well_conditioned(shape, np.complex128), scale_of(shape, True)
+    b, c = normal(shape[:1], np.complex128), normal(shape[1:], np.complex128)
+    operator = lxe.DampedLinearOperator(matrix_operator(matrix), damping, scale)
+    out = lx.linear_solve(operator, (b, c), solver).value
+    assert_close(out, lstsq(matrix, b, damping, scale, c), 1e-12)
+
+
+@over_solvers
+@over_shapes
+def test_solution_state(solver, shape):
+    matrix, scale = well_conditioned(shape), scale_of(shape, True)
+    state = damped(matrix, normal(shape[:1]), 7.0, solver, scale=scale).state
+    b = normal(shape[:1], seed=1)
+    out = damped(matrix, b, damping, solver, state=state).value
+    assert_close(out, lstsq(matrix, b, damping), 1e-12)
+
+
+@over_solvers
+def test_known_scale_under_jit(solver):
+    matrix, b, scale = well_conditioned((5, 3)), normal((5,)), jnp.arange(1.0, 4.0)
+    fn = jax.jit(lambda b: damped(matrix, b, damping, solver, scale=scale).value)
+    assert_close(fn(b), lstsq(matrix, b, damping, scale), 1e-12)
+
+
+@over_solvers
+@over_shapes
+@over_scales
+def test_vmap(solver, shape, scaled):
+    matrix, bs = well_conditioned(shape), normal((3, shape[0]))
+    state = solver.init(matrix_operator(matrix), {})
+    dampings = np.array([1e-3, 1.0, 1e3])
+    scale = scale_of(shape, scaled)
+    scales = None if scale is None else np.stack([scale, scale**2, scale[::-1]])
+
+    def fn(b, damping, scale):
+        return damped(matrix, b, damping, solver, scale=scale, state=state).value
+
+    out = jax.jit(jax.vmap(fn))(bs, dampings, scales)
+    for i in range(3):
+        scale = None if scales is None else scales[i]
+        assert_close(out[i], lstsq(matrix, bs[i], dampings[i], scale), 1e-12)
+
+
+@over_solvers
+@pytest.mark.parametrize(
+    "shape, scaled", (((4000, 10), False), ((4000, 10), True), ((10, 4000), False))
+)
+def test_damp_does_not_grow_with_m(solver, shape, scaled):
+    scale = scale_of(shape, scaled)
+    operator = matrix_operator(jnp.zeros(shape))
+    state = eqx.filter_eval_shape(solver.init, operator, {})
+    damp = lambda state: jax.tree.leaves(solver.damp(state, damping, scale))
+    for eqn in equations(jax.make_jaxpr(damp)(state).jaxpr):
+        assert all(4000 not in x.aval.shape for x in eqn.outvars), eqn
+
+
+#
+# Derivatives, against those of the closed form
+#
+
+
+def closed_form(a, b, damping, scale):
+    """x = (AᴴA + λD²)⁻¹ Aᴴ b."""
+    ah = jnp.conj(a.T)
+    gram = ah @ a + jnp.diag(damping * scale**2).astype(a.dtype)
+    return jnp.linalg.solve(gram, ah @ b)
+
+
+def problem(shape, dtype):
+    """Matrix, vector, damping and scale; and a tangent of each."""
+    rng = np.random.default_rng(1)
+    primals = (
+        well_conditioned(shape, dtype),
+        normal(shape[:1], dtype),
+        np.array(damping),
+        scale_of(shape, True),
+    )
+    normals = lambda x: rng.standard_normal(x.shape).astype(x.dtype)
+    turn = 1 + 1j if dtype == np.complex128 else 1
+    return primals, tuple(normals(x) * (turn if x.ndim == 2 else 1) for x in primals)
+
+
+def loss(x):
+    weights = jnp.arange(1, x.size + 1, dtype=x.real.dtype)
+    return jnp.sum(weights * jnp.abs(x) ** 2) + jnp.sum(jnp.sin(x.real))
+
+
+wrt_all = (0, 1, 2, 3)
+
+
+def grad_and_hvp(fn, primals, tangents):
+    """Reverse mode, and forward over reverse."""
+    grad = jax.grad(lambda *p: loss(fn(*p)), wrt_all)
+    return jax.jvp(grad, primals, tangents)
+
+
+def jvp_and_grad(fn, primals, tangents):
+    """Forward mode, and reverse over forward."""
+
+    def jvp(*primals):
+        _, t_out = jax.jvp(fn, primals, tangents)
+        return loss(t_out), t_out
+
+    return jax.value_and_grad(jvp, wrt_all, has_aux=True)(*primals)
+
+
+def differentiate(fn, transform, shape, dtype):
+    return jax.jit(ft.partial(transform, fn))(*problem(shape, dtype))
+
+
+expected_derivatives = ft.cache(ft.partial(differentiate, closed_form))
+
+
+@over_solvers
+@over_shapes
+@pytest.mark.parametrize("transform", (grad_and_hvp, jvp_and_grad))
+def test_derivatives(solver, shape, transform):
+    fn = lambda a, b, damping, scale: damped(a, b, damping, solver, scale=scale).value
+    out = differentiate(fn, transform, shape, np.complex128)
+    expected = expected_derivatives(transform, shape, np.complex128)
+    jax.tree.map(ft.partial(assert_close, rtol=1e-9), out, expected)
+
+
+@over_solvers
+@over_shapes
+def test_derivatives_by_finite_differences(solver, shape):
+    (a, b, _, scale), _ = problem(shape, np.float64)
+    cotangent = normal(shape[1:], seed=2)
+
+    def fn(a, b, damping, scale):
+        operator = pytree_jacobian_operator(a)
+        scale = unflatten(scale, operator.in_structure())
+        b = unflatten(b, operator.out_structure())
+        x = lxe.damped_solve(operator, b, damping, solver, scale=scale).value
+        return flatten(x) @ cotangent
+
+    args = a, b, np.array(damping), scale
+    grads = jax.jit(jax.grad(fn, wrt_all))(*args)
+    for i, grad in enumerate(grads):
+        expected = lambda x, i=i: cotangent @ lstsq(*args[:i], x, *args[i + 1 :])
+        assert_close(grad, gradient(expected, args[i]), 1e-8)
+
+
+@over_solvers
+@over_shapes
+def test_derivatives_of_a_path(solver, shape):
+    """dx/dλ = −(AᵀA + λ)⁻¹ x, of one state and without a scale."""
+    matrix, b = well_conditioned(shape), normal(shape[:1])
+    state = solver.init(matrix_operator(matrix), {})
+    fn = lambda damping: damped(matrix, b, damping, solver, state=state).value
+    dampings = np.array([1e-2, 1.0, 1e2])
+    out = jax.jit(lambda x: lax.map(jax.jacfwd(fn), x))(dampings)
+    for dx, x in zip(out, dampings):
+        gram = matrix.T @ matrix + x * np.eye(shape[1])
+        expected = -np.linalg.solve(gram, lstsq(matrix, b, x))
+        assert_close(dx, expected, 1e-10)
+
+
+@over_solvers
+def test_derivative_at_zero_damping(solver):
+    (a, b, _, scale), (t_a, t_b, _, _) = problem((5, 3), np.float64)
+    fn = lambda *p: damped(*p, 0.0, solver, scale=scale).value
+    out = jax.jit(lambda p, t: jax.jvp(fn, p, t)[1])((a, b), (t_a, t_b))
+    expected = directional(lambda t: pinv(a + t * t_a) @ (b + t * t_b))
+    assert_close(out, expected, 1e-8)
+    with pytest.raises(eqx.EquinoxRuntimeError):
+        jax.jacfwd(lambda x: damped(a, b, x, solver).value)(0.0)
+
+
+#
+# `DampedQR(damping=λ)`, of a plain operator
+#
+
+
+PLAIN = lxe.DampedQR(damping=damping)
+
+
+@over_shapes
+@over_double_dtypes
+def test_plain_vector(shape, dtype):
+    matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
+    t_b, cotangent = normal(shape[:1], dtype, seed=1), normal(shape[1:], dtype, seed=2)
+    fn = lambda b: solve(pytree_operator(matrix), b, PLAIN)
+
+    @jax.jit
+    def run(b):
+        out, vjp = jax.vjp(fn, b)
+        return out, jax.jvp(fn, (b,), (t_b,))[1], vjp(cotangent)[0]
+
+    inverse = np.linalg.pinv(damped_stack(matrix, damping))[:, : shape[0]]
+    out, t_out, grad = run(b)
+    assert_close(out, lstsq(matrix, b, damping), 1e-12)
+    assert_close(t_out, inverse @ t_b, 1e-12)
+    assert_close(grad, cotangent @ inverse, 1e-12)
+
+
+@over_shapes
+@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
+@pytest.mark.parametrize("jit", (False, True), ids=("eager", "jit"))
+def test_plain_operator_is_an_error(shape, transform, jit):
+    b = normal(shape[:1])
+    fn = transform(lambda a: solve(matrix_operator(a), b, PLAIN))
+    with pytest.raises(ValueError, match="`lineax_ext.damped_solve"):
+        (jax.jit(fn) if jit else fn)(well_conditioned(shape))
+
+
+@over_shapes
+def test_plain_traced_damping(shape):
+    matrix, b = rank_deficient(shape), normal(shape[:1])
+    fn = lambda x: solve(matrix_operator(matrix), b, lxe.DampedQR(damping=x))
+    dampings = np.array([1e-3, 1.0])
+    for out, x in zip(jax.jit(jax.vmap(fn))(dampings), dampings):
+        assert_close(out, lstsq(matrix, b, x), 1e-9)
+
+
+#
+# Errors
+#
+
+
+operator = matrix_operator(well_conditioned((4, 2)))
+vector = jnp.ones(4)
+
+invalid_dampings = pytest.mark.parametrize("damping", (-1.0, np.inf, np.nan))
+invalid_scales = pytest.mark.parametrize("scale", (0.0, -1.0, np.inf, np.nan))
+
+
+@invalid_dampings
+def test_invalid_damping(damping):
+    match = r"`damping` must be non-negative and finite"
+    for solver in (lxe.DampedQR(), lxe.DampedSVD()):
+        with pytest.raises(ValueError, match=match):
+            lxe.damped_solve(operator, vector, damping, solver)
+        with pytest.raises(ValueError, match=match):
+            solver.damp(solver.init(operator, {}), damping)
+    with pytest.raises(ValueError, match=match):
+        lxe.DampedLinearOperator(operator, damping)
+    with pytest.raises(ValueError, match=match):
+        lxe.DampedQR(damping=damping)
+
+
+@invalid_scales
+def test_invalid_scale(scale):
+    scale = jnp.array([1.0, scale])
+    match = r"`scale` must be positive and finite"
+    for solver in (lxe.DampedQR(), lxe.DampedSVD()):
+        with pytest.raises(ValueError, match=match):
+            lxe.damped_solve(operator, vector, 1.0, solver, scale=scale)
+        with pytest.raises(ValueError, match=match):
+            solver.damp(solver.init(operator, {}), 1.0, scale)
+    with pytest.raises(ValueError, match=match):
+        lxe.DampedLinearOperator(operator, 1.0, scale)
+
+
+@over_solvers
+@over_shapes
+def test_invalid_at_run_time(solver, shape):
+    matrix, b = well_conditioned(shape), normal(shape[:1])
+
+    @eqx.filter_jit
+    def fn(damping, scale, throw):
+        return damped(matrix, b, damping, solver, scale=scale, throw=throw)
+
+    for damping, last, name in (
+        (-1.0, 1.0, "damping"),
+        (np.inf, 1.0, "damping"),
+        (np.nan, 1.0, "damping"),
+        (1.0, 0.0, "scale"),
+        (1.0, -1.0, "scale"),
+        (1.0, np.inf, "scale"),
+        (1.0, np.nan, "scale"),
+    ):
+        args = jnp.asarray(damping), jnp.ones(shape[1:]).at[-1].set(last)
+        assert fn(*args, throw=False).result == lx.RESULTS.singular
+        with pytest.raises(eqx.EquinoxRuntimeError, match=f"`{name}` must be"):
+            fn(*args, throw=True)
+
+
+@pytest.mark.parametrize(
+    "damping, message", ((jnp.ones(1), "must be a scalar"), (1j, "must be real"))
+)
+def test_wrong_damping(damping, message):
+    with pytest.raises(ValueError, match=f"`damping` {message}"):
+        lxe.damped_solve(operator, vector, damping)
+
+
+@pytest.mark.parametrize(
+    "scale", (1.0, jnp.ones(3), jnp.ones((2, 1)), [jnp.ones(2)], {"a": jnp.ones(2)})
+)
+def test_wrong_scale(scale):
+    for make in (
+        lambda: lxe.damped_solve(operator, vector, 1.0, scale=scale),
+        lambda: lxe.DampedLinearOperator(operator, 1.0, scale),
+    ):
+        with pytest.raises(ValueError, match="`scale` must have the structure"):
+            make()
+
+
+def test_wrong_vector():
+    with pytest.raises(ValueError, match="structures do not match"):
+        lxe.damped_solve(operator, jnp.ones(3), 1.0)
+    solver = lxe.DampedQR()
+    state = solver.damp(solver.init(operator, {}), 1.0)
+    with pytest.raises(ValueError, match="was given a vector of structure"):
+        solver.compute(state, (vector, jnp.ones(3)), {})
+
+
+def test_wrong_solver():
+    with pytest.raises(ValueError, match="needs a solver that can damp.*`QR`"):
+        lxe.damped_solve(operator, vector, 1.0, lx.QR())
+
+
+def test_damping_given_twice():
+    with pytest.raises(ValueError, match="given a damping twice"):
+        lxe.damped_solve(operator, vector, 1.0, lxe.DampedQR(damping=1.0))
+    stack = lxe.DampedLinearOperator(operator, 1.0)
+    with pytest.raises(ValueError, match="a damping of its own"):
+        lx.linear_solve(stack, (vector, jnp.ones(2)), lxe.DampedQR(damping=1.0))
+
+
+@over_solvers
+def test_damp_of_a_turned_state(solver):
+    for turn in (solver.transpose, solver.conj):
+        state, _ = turn(solver.init(operator, {}), {})
+        with pytest.raises(ValueError, match="not its transpose or conjugate"):
+            solver.damp(state, 1.0)
+
+
+def test_integer_damping():
+    out = lxe.damped_solve(operator, vector, 2).value
+    assert_close(out, lstsq(operator.matrix, vector, 2.0), 1e-12)
+
+
+#
+# The QR of two triangles
+#
+
+
+bottoms = {
+    "zero": np.zeros_like,  # where all τ = 0
+    "some zero": lambda x: np.diag(np.diagonal(x) * (np.arange(len(x)) % 3)),
+    "diagonal": lambda x: np.diag(np.diagonal(x)),
+    "triangle": np.triu,
+}
+
+
+@jax.jit
+def factors(top, bottom, stack):
+    """Q̃, R̃ and Q̃ᴴ [R₁; R₂]."""
+    n = len(top)
+    qr = triangular_stack_qr(top, bottom)
+    columns = lambda fn, x: jnp.concatenate(jax.vmap(fn, 1, 1)(x[:n], x[n:]))
+    q = columns(qr.q_multiply, jnp.eye(2 * n, dtype=top.dtype))
+    return q, qr.rt.T, columns(qr.q_adjoint_multiply, stack)
+
+
+@pytest.mark.parametrize("bottom", bottoms.values(), ids=bottoms)
+@pytest.mark.parametrize("n", (0, 1, 31, 32, 33, 100))
+@over_double_dtypes
+def test_triangular_stack(n, dtype, bottom):
+    # Of the two, what is under the diagonal is not to be read.
+    top, bottom = normal((n, n), dtype), bottom(normal((n, n), dtype, seed=1))
+    stack = np.concatenate([np.triu(top), np.triu(bottom)])
+    q, r, down = map(np.asarray, factors(top, bottom, stack))
+    rtol = 1e-14 * max(n, 1)
+    assert_close(np.abs(r), np.abs(np.linalg.qr(stack, mode="r")), 100 * rtol)
+    assert_close(q[:, :n] @ r, stack, rtol)
+    assert_close(q.conj().T @ q, np.eye(2 * n), rtol)
+    assert_close(down, np.concatenate([r, 0 * r]), rtol)
+
+
+def stack_equations(n):
+    triangle = jax.ShapeDtypeStruct((n, n), np.float64)
+    fn = lambda *args: triangular_stack_qr(*args).rt
+    return list(equations(jax.make_jaxpr(fn)(triangle, triangle).jaxpr))
+
+
+def test_triangular_stack_is_not_formed():
+    n = 100
+    sizes = [x.aval.size for eqn in stack_equations(n) for x in eqn.outvars]
+    assert max(sizes) == n * n
+
+
+def test_triangular_stack_flops():
+    n, flops = 600, 0
+    for eqn in stack_equations(n):
+        if eqn.primitive.name == "dot_general":
+            (contracting, _), _ = eqn.params["dimension_numbers"]
+            (lhs, *_) = eqn.invars
+            k = np.prod([lhs.aval.shape[i] for i in contracting])
+            flops += 2 * k * eqn.outvars[0].aval.size
+        elif eqn.primitive.name == "geqrf":
+            rows, columns = eqn.invars[0].aval.shape
+            flops += 2 * columns**2 * (rows - columns / 3)
+    # The triangles inside of the panels are not exploited. A dense QR: 10n³/3.
+    assert flops < 1.7 * (2 / 3) * n**3
+    assert len(stack_equations(2000)) < 2 * len(stack_equations(600))

@@ -1,0 +1,94 @@
+import equinox as eqx
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+from helpers import (
+    assert_close,
+    matrix_operator,
+    normal,
+    over_dtypes,
+    over_pseudosolvers,
+    over_regular_solvers,
+    over_shapes,
+    over_solvers,
+    pinv,
+    pytree_operator,
+    rank_deficient,
+    solve,
+    tolerance,
+    well_conditioned,
+)
+
+
+def zero_column(shape, dtype=np.float64):
+    """A column, or a row when wide, of zeros."""
+    matrix = well_conditioned(shape, dtype)
+    index = (1,) if shape[0] < shape[1] else (slice(None), 1)
+    matrix[index] = 0
+    return matrix
+
+
+def run(matrix, vector, solver, tags, **kwargs):
+    return lx.linear_solve(matrix_operator(matrix, tags), vector, solver, **kwargs)
+
+
+over_singular = pytest.mark.parametrize(
+    "make_matrix", (rank_deficient, zero_column, np.zeros)
+)  # first of the parameters, so that the three share what is compiled
+
+
+@over_singular
+@over_regular_solvers
+@over_shapes
+@over_dtypes
+def test_reported(solver, tags, shape, dtype, make_matrix):
+    matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
+    solution = run(matrix, vector, solver, tags, throw=False)
+    assert solution.result == lx.RESULTS.singular
+
+
+@over_regular_solvers
+@over_shapes
+@pytest.mark.parametrize("jit", (False, True), ids=("eager", "jit"))
+def test_raised(solver, tags, shape, jit):
+    fn = lambda a, b: run(a, b, solver, tags).value
+    with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
+        (eqx.filter_jit(fn) if jit else fn)(zero_column(shape), normal(shape[:1]))
+
+
+@over_regular_solvers
+@over_shapes
+def test_vmap(solver, tags, shape):
+    matrices = jnp.stack([zero_column(shape), well_conditioned(shape)])
+    fn = lambda a: run(a, normal(shape[:1]), solver, tags, throw=False)
+    solutions = eqx.filter_vmap(fn)(matrices)
+    singular = solutions.result == lx.RESULTS.singular
+    np.testing.assert_array_equal(singular, [True, False])
+    expected = pinv(well_conditioned(shape)) @ normal(shape[:1])
+    assert_close(solutions.value[1], expected, 1e-12)
+
+
+@over_singular
+@over_pseudosolvers
+@over_shapes
+@over_dtypes
+def test_pseudoinverse(solver, tags, shape, dtype, make_matrix):
+    matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
+    out = solve(pytree_operator(matrix, tags), vector, solver)
+    assert_close(out, pinv(matrix) @ vector, tolerance(dtype))
+
+
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+@pytest.mark.parametrize("where", ("operator", "vector"))
+@over_solvers
+@over_shapes
+def test_non_finite(solver, tags, shape, value, where):
+    matrix, vector = well_conditioned(shape), normal(shape[:1])
+    if where == "operator":
+        matrix[1, 1], result = value, lx.RESULTS.singular
+    else:
+        vector[1], result = value, lx.RESULTS.nonfinite_input
+    assert run(matrix, vector, solver, tags, throw=False).result == result
+    with pytest.raises(eqx.EquinoxRuntimeError):
+        run(matrix, vector, solver, tags)
