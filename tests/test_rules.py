@@ -273,11 +273,6 @@ def _check_effects(make):
 
 
 @pytest.mark.parametrize("ordered", (False, True))
-@pytest.mark.xfail(
-    strict=True,
-    raises=TypeError,
-    reason="`_largest_intermediate` takes `max(0)` of an equation without outputs",
-)
 def test_debug_callback(ordered):
     _check_effects(ft.partial(_with_debug_callback, ordered=ordered))
 
@@ -286,11 +281,6 @@ def test_io_callback():
     _check_effects(ft.partial(_io_callback, ordered=False))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=ValueError,
-    reason="`vmap` refuses it by a `ValueError`; `map_chunked` waits for another error",
-)
 def test_ordered_io_callback():
     _check_effects(ft.partial(_io_callback, ordered=True))
 

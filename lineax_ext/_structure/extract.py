@@ -111,7 +111,7 @@ def _largest_intermediate(jaxpr: Jaxpr) -> int:
             if _is_jaxpr(x)
         ]
         sizes = [getattr(var.aval, "size", 0) for var in eqn.outvars]
-        largest = max(largest, *sizes, *map(_largest_intermediate, inner))
+        largest = max([largest, *sizes, *map(_largest_intermediate, inner)])
     return largest
 
 
@@ -156,8 +156,8 @@ def map_chunked(fn: Callable[[Array], Array], count: int) -> Array:
                 lax.iota(jnp.int32, loops),
             )
             return out.reshape(loops * chunk, *out.shape[2:])[:count]
-        except NotImplementedError:
-            pass
+        except (NotImplementedError, ValueError):
+            pass  # no batching rule, an ordered effect; else the loop raises it, too
     return lax.map(jax.checkpoint(fn, prevent_cse=False), lax.iota(jnp.int32, count))
 
 
