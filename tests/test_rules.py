@@ -377,11 +377,12 @@ def _struct(shape, dtype):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def _entries(tree):
-    """Which entries of the flattened tree are single precision, and which are real."""
+def _is_single(tree):
+    """Which entries of the flattened tree are of single precision."""
     leaves = jtu.tree_leaves(tree)
-    single = [np.full(x.size, np.finfo(x.dtype).bits == 32) for x in leaves]
-    return np.concatenate(single)
+    return np.concatenate(
+        [np.full(x.size, np.finfo(x.dtype).bits == 32) for x in leaves]
+    )
 
 
 def _flatten(tree, dtype):
@@ -435,7 +436,7 @@ def test_mixed_pytrees(make, tags, band, name):
     # An output that is real takes the real part.
     is_real = np.concatenate([np.full(x.size, x.dtype.kind == "f") for x in out_struct])
     matrix = np.where(is_real[:, None], matrix.real, matrix).astype(work)
-    single = _entries(out_struct)[:, None] | _entries(in_struct)[None, :]
+    single = _is_single(out_struct)[:, None] | _is_single(in_struct)[None, :]
     if make == "function":
         x, jacobian = None, matrix
         operator = lx.FunctionLinearOperator(
