@@ -81,6 +81,14 @@ def rank_deficient(shape, dtype=np.float64, seed=0, rank=2):
     return _from_singular_values(shape, values, dtype, seed)
 
 
+def duplicated(shape, dtype=np.float64):
+    """A column twice, or a row when wide: the most visible of linear dependences."""
+    matrix = well_conditioned(shape, dtype)
+    columns = matrix.T if shape[0] < shape[1] else matrix
+    columns[:, -1] = columns[:, 0]
+    return matrix
+
+
 def badly_scaled(shape, dtype=np.float64, seed=0):
     """`(matrix, pseudoinverse)`, with columns (rows, when wide) from 1e-6 to 1e6."""
     m, n = shape

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from helpers import (
     assert_close,
+    duplicated,
     matrix_operator,
     normal,
     over_dtypes,
@@ -33,9 +34,13 @@ def run(matrix, vector, solver, tags, **kwargs):
     return lx.linear_solve(matrix_operator(matrix, tags), vector, solver, **kwargs)
 
 
+# First of a test's parameters, so that the matrices share what is compiled.
 over_singular = pytest.mark.parametrize(
-    "make_matrix", (rank_deficient, zero_column, np.zeros)
-)  # first of the parameters, so that the three share what is compiled
+    "make_matrix", (duplicated, zero_column, np.zeros)
+)
+over_rank_deficient = pytest.mark.parametrize(
+    "make_matrix", (rank_deficient, duplicated, zero_column, np.zeros)
+)
 
 
 @over_singular
@@ -45,6 +50,19 @@ over_singular = pytest.mark.parametrize(
 def test_reported(solver, tags, shape, dtype, make_matrix):
     matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
     solution = run(matrix, vector, solver, tags, throw=False)
+    assert solution.result == lx.RESULTS.singular
+
+
+@over_regular_solvers
+@pytest.mark.xfail(
+    strict=True,
+    reason="Rounding in r_jj grows with the condition number of the columns before it",
+)
+def test_nearly_dependent_columns_first(solver, tags):
+    a, d = normal((5,)), normal((5,), seed=1)
+    matrix = np.stack([a, a + 1e-4 * d, d], axis=1)
+    assert np.linalg.matrix_rank(matrix) == 2
+    solution = run(matrix, normal((5,), seed=2), solver, tags, throw=False)
     assert solution.result == lx.RESULTS.singular
 
 
@@ -69,7 +87,7 @@ def test_vmap(solver, tags, shape):
     assert_close(solutions.value[1], expected, 1e-12)
 
 
-@over_singular
+@over_rank_deficient
 @over_pseudosolvers
 @over_shapes
 @over_dtypes

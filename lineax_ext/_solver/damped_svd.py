@@ -206,7 +206,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         solution = solve_stacked(
             state.orientation, state.stacked, solve, adjoint, vector, dtype
         )
-        valid = jnp.all(jnp.isfinite(hypotenuse))
+        valid = jnp.all(jnp.isfinite(hypotenuse) & jnp.isfinite(state.sigma))
         result = lx.RESULTS.where(valid, lx.RESULTS.successful, lx.RESULTS.singular)
         return solution, result, {"rank": jnp.sum(kept)}
 
