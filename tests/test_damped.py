@@ -356,7 +356,7 @@ def test_derivatives(solver, shape, transform):
 
 
 @over_solvers
-@over_shapes
+@over_oblong_shapes
 def test_derivatives_by_finite_differences(solver, shape):
     (a, b, _, scale), _ = problem(shape, np.float64)
     cotangent = normal(shape[1:], seed=2)
@@ -376,7 +376,7 @@ def test_derivatives_by_finite_differences(solver, shape):
 
 
 @over_solvers
-@over_shapes
+@over_oblong_shapes
 def test_derivatives_of_a_path(solver, shape):
     """dx/dλ = −(AᵀA + λ)⁻¹ x, of one state and without a scale."""
     matrix, b = well_conditioned(shape), normal(shape[:1])
