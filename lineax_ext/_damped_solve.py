@@ -13,6 +13,7 @@ from jaxtyping import ArrayLike, PyTree, ScalarLike
 from ._operator.damped import DampedLinearOperator
 from ._solver.damped import AbstractDampedSolver
 from ._solver.damped_qr import DampedQR
+from ._solver.orientation import orient, Orientation
 
 
 def damped_solve(
@@ -33,8 +34,8 @@ def damped_solve(
     Also known as Tikhonov regularisation or ridge regression. Differentiable with
     respect to `operator`, `vector`, `damping` and `scale`, any number of times, forward
     and reverse: it is `lx.linear_solve` of the
-    [`lineax_ext.DampedLinearOperator`][]. (At λ = 0 the derivative with respect to λ is
-    infinite, as that of the √λ in this operator, and is an error.)
+    [`lineax_ext.DampedLinearOperator`][]. (With respect to `damping` where that is 0 it
+    is an error at run time: the √λ in this operator has no derivative there.)
 
     The cost is that of one factorisation of `operator` by `solver`, or none if its
     `state` is given, and of `solver.damp`.
@@ -67,13 +68,14 @@ def damped_solve(
 
     **Returns:**
 
-    An [`lineax.Solution`][].
+    An `lineax.Solution`.
 
     **Raises:**
 
     `ValueError` if the solver has no damped interface, for a damping that is not a
-    scalar, a scale of the wrong structure, and, as far as the values are known at trace
-    time, a negative or non-finite damping and a non-positive scale. Values that are
+    scalar, a scale of the wrong structure, a state of another solver or of an operator
+    of another structure, and, as far as the values are known at trace time, a negative
+    or non-finite damping and a non-positive scale. Values that are
     only known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and
     make the result `RESULTS.singular` otherwise.
     """
@@ -94,7 +96,18 @@ def damped_solve(
     if unchecked:
         damped = _raise_at_run_time(damped)
     options = {} if options is None else options
+    if state is not None:
+        _check_state(state, operator)
     return _damped_solve(damped, vector, solver, options, state, throw)
+
+
+def _check_state(state, operator):
+    orientation = getattr(state, "orientation", None)
+    if isinstance(orientation, Orientation) and orientation != orient(operator):
+        raise ValueError(
+            "`damped_solve(state=...)` is not `solver.init(operator, options)`: it is "
+            "that of an operator of another structure, of a transpose or of a conjugate."
+        )
 
 
 # As `lx.linear_solve`: eager calls compile once, not once an operation.

@@ -145,12 +145,19 @@ def _checked(make, tags):
     return mv
 
 
+@eqx.filter_jit
+def _use(operator, key=KEY):
+    structure = operator.in_structure()
+    ones = jtu.tree_map(lambda x: jnp.ones(x.shape, x.dtype), structure)
+    return lxe.check_tags(operator, key=key).mv(ones)
+
+
 def _lies(matrix, is_lie):
     for index in np.ndindex(matrix.shape):
         if is_lie(*index):
             lie = matrix.copy()
-            # A thousandth of the other entries, or a tenth in single precision.
-            lie[index] += 1e-3 if matrix.dtype.itemsize > 4 else 1e-1
+            # A thousandth of the other entries, or half in single precision.
+            lie[index] += 1e-3 if matrix.dtype.itemsize > 4 else 0.5
             yield lie
 
 
@@ -284,6 +291,73 @@ def test_not_square(tags, make_matrix, is_lie, message, jac, shape):
 #
 # Nothing to find
 #
+
+
+def _from_real(matrix, tags, kind):
+    """From ℝⁿ to ℂⁿ, or between pairs of a real and a complex leaf."""
+    matrix = jnp.asarray(matrix)
+    real = jax.ShapeDtypeStruct((N,), np.float64)
+    fn = lambda x, args=None: matrix @ x.astype(matrix.dtype)
+    if kind == "function":
+        return lx.FunctionLinearOperator(fn, real, tags)
+    return lx.JacobianLinearOperator(fn, jnp.ones(N), None, tags, jac=kind)
+
+
+@pytest.mark.parametrize("kind", ("function", "fwd", "bwd"))
+@pytest.mark.parametrize(
+    "tags, width", (((LOWER, UPPER), 0), ((TRIDIAGONAL,), 1), ((LOWER,), None))
+)
+def test_real_to_complex(tags, width, kind):
+    lower, upper = (N, 0) if width is None else (width, width)
+    matrix = banded((N, N), lower, upper, np.complex128)
+    _use(_from_real(matrix, tags, kind))
+    for lie in (1.0, 1j):
+        matrix[1, 4] = lie
+        with pytest.raises(eqx.EquinoxRuntimeError, match="but it is not"):
+            _use(_from_real(matrix, tags, kind))
+
+
+@pytest.mark.parametrize("kind", ("function", "fwd", "bwd"))
+def test_real_and_complex_leaves(kind):
+    structure = (
+        jax.ShapeDtypeStruct((2,), np.float64),
+        jax.ShapeDtypeStruct((3,), np.complex128),
+    )
+    tags = (LOWER, UPPER)
+
+    def make(lie):
+        def fn(x, args=None):
+            real, imag = x
+            first = real[0].astype(imag.dtype)
+            return 2 * real, (1 + 3j) * imag + lie * first
+
+        if kind == "function":
+            return lx.FunctionLinearOperator(fn, structure, tags)
+        at = jnp.ones(2), jnp.ones(3, np.complex128)
+        return lx.JacobianLinearOperator(fn, at, None, tags, jac=kind)
+
+    _use(make(0.0))
+    for lie in (1.0, 1j):
+        with pytest.raises(eqx.EquinoxRuntimeError, match="but it is not"):
+            _use(make(lie))
+
+
+@pytest.mark.parametrize("n", (10, 1000))
+def test_symmetric_tolerance_does_not_grow(n):
+    """A hundred √eps of the Frobenius norm are seen, a hundredth of one is not."""
+    matrix = normal((n, n))
+    matrix = matrix + matrix.T
+    lie = np.triu(normal((n, n), seed=1), 1)
+    lie *= np.linalg.norm(matrix) / np.linalg.norm(lie)
+    root = np.sqrt(np.finfo(np.float64).eps)
+    found = []
+    for key in jr.split(KEY, 10):
+        _use(matrix_operator(matrix + 0.01 * root * lie, (SYMMETRIC,)), key)
+        try:
+            _use(matrix_operator(matrix + 100 * root * lie, (SYMMETRIC,)), key)
+        except eqx.EquinoxRuntimeError:
+            found.append(True)
+    assert len(found) >= 9
 
 
 def test_native_operators():

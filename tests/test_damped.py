@@ -553,6 +553,52 @@ def test_damping_given_twice():
 
 
 @over_solvers
+def test_wrong_state(solver):
+    other = lxe.DampedSVD() if isinstance(solver, lxe.DampedQR) else lxe.DampedQR()
+    state = other.init(operator, {})
+    with pytest.raises(ValueError, match="`state` is not one of"):
+        lxe.damped_solve(operator, vector, 1.0, solver, state=state)
+    for make in (
+        lambda: solver.init(matrix_operator(well_conditioned((5, 2))), {}),
+        lambda: solver.transpose(solver.init(operator, {}), {})[0],
+    ):
+        with pytest.raises(ValueError, match=r"`damped_solve\(state=...\)` is not"):
+            lxe.damped_solve(operator, vector, 1.0, solver, state=make())
+
+
+@over_solvers
+@over_shapes
+@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
+def test_derivative_at_zero_damping(solver, shape, transform):
+    """In λ it is an error; in the rest it is that of least squares."""
+    matrix, b = well_conditioned(shape), normal(shape[:1])
+    fn = lambda a, b, x: damped(a, b, x, solver).value
+    with pytest.raises(eqx.EquinoxRuntimeError, match="derivative of √λ is infinite"):
+        transform(fn, 2)(matrix, b, 0.0)
+    reference = lambda a, b: jnp.linalg.pinv(a) @ b
+    for argument in (0, 1):
+        out = transform(fn, argument)(matrix, b, 0.0)
+        assert_close(out, transform(reference, argument)(matrix, b), 1e-10)
+
+
+@over_solvers
+@pytest.mark.parametrize("shape", ((200, 100), (100, 200)))
+def test_small_damping_of_a_rank_deficient_operator(solver, shape):
+    """√λ is 1e-5 of a column here: a hundred rounding errors of float32."""
+    matrix, b = np.full(shape, 10, np.float32), normal(shape[:1], np.float32)
+    damping = np.float32(1e-6)
+    sol = damped(matrix, b, damping, solver, throw=False)
+    assert sol.result == lx.RESULTS.successful
+
+    # The solution is ill-determined; its objective is not.
+    def objective(x):
+        fit = double(matrix) @ double(x) - double(b)
+        return fit @ fit + damping * double(x) @ double(x)
+
+    assert objective(sol.value) < 1.01 * objective(lstsq(matrix, b, damping))
+
+
+@over_solvers
 def test_damp_of_a_turned_state(solver):
     for turn in (solver.transpose, solver.conj):
         state, _ = turn(solver.init(operator, {}), {})

@@ -75,9 +75,28 @@ class _Transpose(eqx.Module):
         )
 
 
+@jax.custom_jvp
+def _root(damping):
+    """√λ, with an error in place of an infinite derivative."""
+    return jnp.sqrt(damping)
+
+
+@_root.defjvp
+def _(primals, tangents):
+    (damping,), (t_damping,) = primals, tangents
+    root = _root(damping)
+    root = eqx.error_if(
+        root,
+        root == 0,
+        "A `DampedLinearOperator` was differentiated with respect to its damping at "
+        "λ = 0, where the derivative of √λ is infinite.",
+    )
+    return root, t_damping / (2 * root)
+
+
 def _damp(damping, scale, x):
     """√λ D x, leaf by leaf, in the dtype of each leaf."""
-    root = jnp.sqrt(damping)
+    root = _root(damping)
     if scale is None:
         return jtu.tree_map(lambda xi: root.astype(xi.dtype) * xi, x)
     return jtu.tree_map(
@@ -96,8 +115,8 @@ class DampedLinearOperator(lx.AbstractLinearOperator):
     factorise A and treat the damping apart; every other solver sees the (m+n)×n stack.
     Applying B costs one application of A and O(n).
 
-    B is differentiable in A, λ and D. At λ = 0 the derivative with respect to λ is
-    infinite, as that of √λ.
+    B is differentiable in A, λ and D. At λ = 0 the derivative of √λ is infinite, and
+    differentiating with respect to λ is an error at run time.
 
     **Arguments:**
 

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -58,6 +58,14 @@ def unwrap(
     if isinstance(inner, DampedLinearOperator):
         return inner.operator, inner
     return operator, None
+
+
+def check_state(state: Any, expected: type, solver: AbstractDampedSolver) -> None:
+    if not isinstance(state, expected):
+        raise ValueError(
+            f"`state` is not one of `{type(solver).__name__}`; found a "
+            f"`{type(state).__name__}`."
+        )
 
 
 class Damping(eqx.Module):

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 from .._operator.damped import check_damping
 from .damped import (
     AbstractDampedSolver,
+    check_state,
     Damping,
     factorise,
     refactorise,
@@ -92,8 +93,9 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
     `ValueError` for a negative or non-finite damping; for a damping together with a
     `DampedLinearOperator`, which has its own; on differentiation with respect to the
-    operator with `damping=λ`. A rank-deficient operator with λ = 0 is reported as
-    `RESULTS.singular`.
+    operator with `damping=λ`. A rank-deficient operator is reported as
+    `RESULTS.singular` if λ = 0, or if √λ is smaller than a rounding error in its
+    columns.
 
     ??? cite "References"
 
@@ -147,6 +149,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         damping: ScalarLike,
         scale: PyTree[Array] | None = None,
     ) -> _DampedQRState:
+        check_state(state, _DampedQRState, self)
         new = resolve_damping(
             damping, scale, state.orientation, state.householder.dtype
         )
@@ -215,7 +218,11 @@ def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
     swapped = jnp.max(diagonal, initial=0) > largest
     lower = jnp.diag(diagonal.astype(r.dtype))
     qr = triangular_stack_qr(jnp.where(swapped, lower, r), jnp.where(swapped, r, lower))
-    singular = is_singular(qr.rt.T, default_rcond(k, k, r.dtype))
+    # With λ > 0 the columns are independent, if √λ can be told from 0 next to them.
+    rcond = jnp.where(
+        damping.root > 0, default_rcond(1, 1, r.dtype), default_rcond(k, k, r.dtype)
+    )
+    singular = is_singular(qr.rt.T, rcond)
     return dataclasses.replace(
         state, core=_DampedCore(damping, qr, swapped), singular=singular
     )

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from .damped import (
     AbstractDampedSolver,
+    check_state,
     Damping,
     factorise,
     refactorise,
@@ -63,7 +64,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
 
     Singular values below `rcond` times the largest count as zero, so rank-deficient
     operators are fine with any λ ≥ 0, and λ = 0 gives the pseudoinverse solution:
-    `init` of an ordinary operator makes this a faster [`lineax.SVD`][] for tall and
+    `init` of an ordinary operator makes this a faster `lineax.SVD` for tall and
     wide ones.
 
     **Arguments:**
@@ -125,6 +126,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         damping: ScalarLike,
         scale: PyTree[Array] | None = None,
     ) -> _DampedSVDState:
+        check_state(state, _DampedSVDState, self)
         householder, taus, old = state.householder, state.taus, state.damping
         new = resolve_damping(damping, scale, state.orientation, householder.dtype)
         state = dataclasses.replace(state, damping=new, stacked=True)

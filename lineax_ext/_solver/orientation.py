@@ -92,4 +92,5 @@ def frozen_matrix(
         )
     dynamic, static = eqx.partition(operator, eqx.is_array)
     operator = eqx.combine(jax.lax.stop_gradient(dynamic), static)
-    return as_matrix(operator)
+    # The second one for what the operator closes over: constants of its function.
+    return jax.lax.stop_gradient(as_matrix(operator))

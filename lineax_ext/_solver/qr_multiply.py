@@ -66,11 +66,11 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
     minimum-norm solution argmin {‖x‖ : A x = b} of a wide one, and A⁻¹ b of a square
     one, all from one QR of A, or of Aᵀ when A is wide.
 
-    Drop-in for [`lineax.QR`][], with two differences. Under `vmap` over the vectors
+    Drop-in for `lineax.QR`, with two differences. Under `vmap` over the vectors
     alone the right-hand sides become the columns of one `ormqr` and one triangular
     solve, at any depth of nesting. And with `pivoting=True` operators may be
     rank-deficient: the answer is then the pseudoinverse solution A⁺ b, as by
-    [`lineax.SVD`][], from a complete orthogonal decomposition, for less.
+    `lineax.SVD`, from a complete orthogonal decomposition, for less.
 
     Needs no tags. For an m×n operator with k = min(m, n): O(m n k) once, in `init`, and
     O(m n) a right-hand side. With `pivoting=True` only R, k×k, is pivoted.

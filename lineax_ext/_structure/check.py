@@ -125,7 +125,7 @@ def check_tags(
     """Returns `operator`, with a run-time error attached if a structural tag is a lie.
 
     lineax takes tags on trust: with a wrong one the answer is wrong, silently. This
-    spends applications of the operator to find out, with `v` a random vector:
+    spends applications of the operator to find out, with `u` and `v` random vectors:
 
     - diagonal and tridiagonal: reads the band B that the tag leaves (1 or 3
       applications), and one more for `A v = B v`;
@@ -134,9 +134,10 @@ def check_tags(
     - lower or upper triangular, without a band: as many as there are columns, a chunk
       at a time; a combination of columns cannot tell the triangles apart.
 
-    A violation smaller than √eps of the largest entry passes for rounding. A matrix
-    with non-finite entries passes: it is the solver's to report. Positive and negative
-    semidefiniteness are not structural, and are not checked.
+    A violation smaller than √eps of the largest entry passes for rounding; one of
+    symmetry, if smaller than √eps of the Frobenius norm. A matrix with non-finite
+    entries passes: it is the solver's to report. Positive and negative semidefiniteness
+    are not structural, and are not checked.
 
     Works under `jit` and `vmap`; the error comes when the returned operator is used.
 
@@ -149,8 +150,8 @@ def check_tags(
 
     **Arguments:**
 
-    - `operator`: any linear operator, from ℝⁿ to ℝᵐ or complex.
-    - `key`: the random key for `v` and `u`.
+    - `operator`: any linear operator, real, complex, or from the one to the other.
+    - `key`: the random key for `u` and `v`.
 
     **Returns:**
 
@@ -165,9 +166,10 @@ def check_tags(
     if m == 0 or n == 0:
         return operator
     tolerance = float(jnp.finfo(read.dtype).eps) ** 0.5
-    key_v, key_u = jr.split(key)
     size = n if read.by == "columns" else m
-    v = jr.normal(key_v, (size,), read.dtype)
+    # Real, so that any mixture of real and complex leaves can hold it.
+    real = jnp.finfo(read.dtype).dtype
+    u, v = jr.normal(key, (2, size), real).astype(read.dtype)
     name = type(operator).__name__
 
     def check(operator, error, scale, tag):
@@ -207,9 +209,9 @@ def check_tags(
                 f"`check_tags`: the `{name}` is tagged symmetric, but its shape is "
                 f"{(m, n)}."
             )
-        u = jr.normal(key_u, (size,), read.dtype)
         av, au = read.apply(v), read.apply(u)
         error = jnp.abs(jnp.sum(u * av) - jnp.sum(v * au))
-        scale = jnp.sum(jnp.abs(u * av)) + jnp.sum(jnp.abs(v * au))
+        # Either estimates ‖A‖, the Frobenius norm, whatever n is.
+        scale = jnp.linalg.norm(av) + jnp.linalg.norm(au)
         operator = check(operator, error, scale, "symmetric")
     return operator
