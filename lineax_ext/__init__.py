@@ -8,6 +8,13 @@ import importlib.metadata
 
 from . import _rules as _rules
 from ._damped_solve import damped_solve as damped_solve
+from ._least_squares import (
+    DampedNewtonDescent as DampedNewtonDescent,
+    IndirectDampedNewtonDescent as IndirectDampedNewtonDescent,
+    IndirectLevenbergMarquardt as IndirectLevenbergMarquardt,
+    LevenbergMarquardt as LevenbergMarquardt,
+    NielsenDamping as NielsenDamping,
+)
 from ._operator import DampedLinearOperator as DampedLinearOperator
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,

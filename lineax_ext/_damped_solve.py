@@ -105,8 +105,8 @@ def _check_state(state, operator):
     orientation = getattr(state, "orientation", None)
     if isinstance(orientation, Orientation) and orientation != orient(operator):
         raise ValueError(
-            "`damped_solve(state=...)` is not `solver.init(operator, options)`: it is "
-            "that of an operator of another structure, of a transpose or of a conjugate."
+            "`damped_solve(state=...)` is not `solver.init(operator, options)`, but of "
+            "an operator of another structure, of a transpose or of a conjugate."
         )
 
 

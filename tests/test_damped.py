@@ -13,7 +13,6 @@ import scipy.linalg
 from helpers import (
     assert_close,
     damped_stack,
-    directional,
     double,
     duplicated,
     equations,
@@ -388,17 +387,6 @@ def test_derivatives_of_a_path(solver, shape):
         gram = matrix.T @ matrix + x * np.eye(shape[1])
         expected = -np.linalg.solve(gram, lstsq(matrix, b, x))
         assert_close(dx, expected, 1e-10)
-
-
-@over_solvers
-def test_derivative_at_zero_damping(solver):
-    (a, b, _, scale), (t_a, t_b, _, _) = problem((5, 3), np.float64)
-    fn = lambda *p: damped(*p, 0.0, solver, scale=scale).value
-    out = jax.jit(lambda p, t: jax.jvp(fn, p, t)[1])((a, b), (t_a, t_b))
-    expected = directional(lambda t: pinv(a + t * t_a) @ (b + t * t_b))
-    assert_close(out, expected, 1e-8)
-    with pytest.raises(eqx.EquinoxRuntimeError):
-        jax.jacfwd(lambda x: damped(a, b, x, solver).value)(0.0)
 
 
 #

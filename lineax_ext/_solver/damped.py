@@ -1,8 +1,9 @@
 """What every solver of damped least-squares problems offers."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .householder import householder_qr, q_multiply_columns
+from .householder import householder_qr, q_adjoint_multiply, q_multiply_columns
 from .orientation import Orientation
 
 
@@ -46,6 +47,51 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         The state of `DampedLinearOperator(A, damping, scale)`. `compute` takes the pair
         (b, c) that this operator maps to, and also b alone, for c = 0.
         """
+
+    def reduce(
+        self, state: _State, vector: PyTree[Array]
+    ) -> tuple[_State, PyTree[Array]]:
+        """An equivalent problem with as few rows as there are columns, if there is one.
+
+        With A = Q R, R square, min ‖A x − b‖² + λ ‖D x‖² and min ‖R x − Qᴴ b‖² +
+        λ ‖D x‖² have the same solution for any λ and D.
+
+        **Arguments:**
+
+        - `state`: as returned by `init` of the operator A, m×n.
+        - `vector`: b, with the structure of the output of A.
+
+        **Returns:**
+
+        The pair of the state and the vector to use instead of these two. Both are free
+        of arrays of size m if m ≥ n. This default returns what it was given.
+        """
+        return state, vector
+
+    def spectrum(self, state: _State, vector: PyTree[Array]) -> "Spectrum":
+        """The problem in the basis of the singular vectors of A.
+
+        **Arguments:**
+
+        - `state`: as returned by `init` of the operator A, m×n, or by `reduce`.
+        - `vector`: b, with the structure of the output of A.
+
+        **Returns:**
+
+        A tuple `(sigma, coefficients, basis)`, of shapes (k,), (k,) and (n, k), k =
+        min(m, n): the singular values of A, those too small to count set to zero; Uᴴ b;
+        and V. The solution of min ‖A x − b‖² + λ ‖x‖² is V (Σ² + λ)⁻¹ Σ Uᴴ b.
+        """
+        raise NotImplementedError(
+            f"`{type(self).__name__}` has no `spectrum`, which is needed here. Use "
+            "`lineax_ext.DampedSVD()` or `lineax_ext.DampedQR()`."
+        )
+
+
+class Spectrum(NamedTuple):
+    sigma: Float[Array, " k"]
+    coefficients: Inexact[Array, " k"]
+    basis: Inexact[Array, "n k"]
 
 
 def unwrap(
@@ -121,19 +167,34 @@ def factorise(
 
 
 def refactorise(
-    householder: Array, taus: Array, old: Damping | None, new: Damping
-) -> tuple[Array, Array]:
+    householder: Array, taus: Array | None, old: Damping | None, new: Damping
+) -> tuple[Array, Array | None]:
     """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
         return householder, taus
-    r = jnp.triu(householder[: taus.size])
+    r = jnp.triu(householder[: householder.shape[1]])
     matrix = q_multiply_columns(householder, taus, r)
     if old_scale is not None:
         matrix = matrix * old_scale.astype(matrix.dtype)[:, None]
     if new.scale is not None:
         matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
     return householder_qr(matrix)
+
+
+def reduce_rows(state: Any, vector: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
+    """`AbstractDampedSolver.reduce`, for a state that keeps the QR of A when tall."""
+    if state.wide:
+        return state, vector
+    householder, dtype = state.householder, state.householder.dtype
+    k = householder.shape[1]
+    flat = ravel(vector).astype(dtype)
+    reduced = q_adjoint_multiply(householder, state.taus, flat)
+    orientation = state.orientation.reduced(k, dtype)
+    state = dataclasses.replace(
+        state, householder=householder[:k], taus=None, orientation=orientation
+    )
+    return state, reduced
 
 
 def solve_stacked(

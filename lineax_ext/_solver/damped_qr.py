@@ -14,11 +14,14 @@ from .damped import (
     check_state,
     Damping,
     factorise,
+    reduce_rows,
     refactorise,
     resolve_damping,
     solve_stacked,
+    Spectrum,
     unwrap,
 )
+from .damped_svd import DampedSVD, svd_state
 from .householder import (
     default_rcond,
     is_singular,
@@ -53,7 +56,7 @@ class _DampedCore(eqx.Module):
 class _DampedQRState(eqx.Module):
     # Q R = A when tall, Q R = D⁻¹ Aᴴ when wide (m < n).
     householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"]
+    taus: Inexact[Array, " k"] | None  # `None` for Q = 1, after `reduce`
     core: _DampedCore | None
     singular: Bool[Array, ""]
     orientation: Orientation
@@ -159,6 +162,13 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             state = dataclasses.replace(state, householder=householder, taus=taus)
         return dataclasses.replace(_damp(state, new), stacked=True)
 
+    def reduce(self, state: _DampedQRState, vector: PyTree[Array]):
+        return reduce_rows(state, vector)
+
+    def spectrum(self, state: _DampedQRState, vector: PyTree[Array]) -> Spectrum:
+        svd = svd_state(state.householder, state.taus, state.orientation, state.wide)
+        return DampedSVD().spectrum(svd, vector)
+
     def compute(
         self,
         state: _DampedQRState,
@@ -209,7 +219,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
 
 def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
-    k = state.taus.size
+    k = state.householder.shape[1]
     r = jnp.triu(state.householder[:k])
     diagonal = jnp.broadcast_to(damping.root, (k,))
     if damping.scale is not None and not state.wide:
@@ -233,7 +243,7 @@ def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
 
 def _undamped(state):
     q, taus = state.householder, state.taus
-    r = q[: taus.size]
+    r = q[: q.shape[1]]
 
     def thin_solve(b):
         return solve_upper(r, q_adjoint_multiply(q, taus, b))

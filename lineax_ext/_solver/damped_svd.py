@@ -6,16 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
+from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
+from .._flat import ravel
 from .damped import (
     AbstractDampedSolver,
     check_state,
     Damping,
     factorise,
+    reduce_rows,
     refactorise,
     resolve_damping,
     solve_stacked,
+    Spectrum,
     unwrap,
 )
 from .householder import (
@@ -23,6 +26,7 @@ from .householder import (
     matmul,
     q_adjoint_multiply,
     q_multiply,
+    q_multiply_columns,
 )
 from .orientation import frozen_matrix, orient, Orientation
 
@@ -30,7 +34,7 @@ from .orientation import frozen_matrix, orient, Orientation
 class _DampedSVDState(eqx.Module):
     # Q U Σ Vᴴ = A D⁻¹ when tall, its adjoint when wide (m < n); U, V are k×k.
     householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"]
+    taus: Inexact[Array, " k"] | None  # `None` for Q = 1, after `reduce`
     u: Inexact[Array, "k k"]
     sigma: Float[Array, " k"]
     vh: Inexact[Array, "k k"]
@@ -48,6 +52,27 @@ def _svd(householder: Array, damping: Damping | None, wide: bool):
     if not wide and damping is not None and damping.scale is not None:
         core = core / damping.scale.astype(core.dtype)[None, :]
     return jnp.linalg.svd(core, full_matrices=False)
+
+
+def svd_state(
+    householder: Array,
+    taus: Array | None,
+    orientation: Orientation,
+    wide: bool,
+    damping: Damping | None = None,
+) -> _DampedSVDState:
+    u, sigma, vh = _svd(householder, damping, wide)
+    return _DampedSVDState(
+        householder=householder,
+        taus=taus,
+        u=u,
+        sigma=sigma,
+        vh=vh,
+        damping=damping,
+        orientation=orientation,
+        wide=wide,
+        stacked=damping is not None,
+    )
 
 
 class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
@@ -107,18 +132,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
         householder, taus = factorise(matrix, damping)
-        u, sigma, vh = _svd(householder, damping, wide)
-        return _DampedSVDState(
-            householder=householder,
-            taus=taus,
-            u=u,
-            sigma=sigma,
-            vh=vh,
-            damping=damping,
-            orientation=orientation,
-            wide=wide,
-            stacked=damped is not None,
-        )
+        return svd_state(householder, taus, orientation, wide, damping)
 
     def damp(
         self,
@@ -139,6 +153,31 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             state, householder=householder, taus=taus, u=u, sigma=sigma, vh=vh
         )
 
+    def _kept(self, state: _DampedSVDState) -> Bool[Array, " k"]:
+        rcond = self.rcond
+        if rcond is None:
+            m, n = state.householder.shape
+            rcond = 2 * default_rcond(m, n, state.sigma.dtype)
+        cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0)
+        return state.sigma > cut
+
+    def reduce(self, state: _DampedSVDState, vector: PyTree[Array]):
+        # Before the reduction: what is cut depends on m.
+        sigma = jnp.where(self._kept(state), state.sigma, 0)
+        return reduce_rows(dataclasses.replace(state, sigma=sigma), vector)
+
+    def spectrum(self, state: _DampedSVDState, vector: PyTree[Array]) -> Spectrum:
+        sigma = jnp.where(self._kept(state), state.sigma, 0)
+        q, taus = state.householder, state.taus
+        flat = ravel(vector).astype(q.dtype)
+        if state.wide:
+            return Spectrum(
+                sigma, matmul(state.vh, flat), q_multiply_columns(q, taus, state.u)
+            )
+        flat = q_adjoint_multiply(q, taus, flat)
+        coefficients = matmul(jnp.conj(state.u.T), flat)
+        return Spectrum(sigma, coefficients, jnp.conj(state.vh.T))
+
     def compute(
         self,
         state: _DampedSVDState,
@@ -151,12 +190,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         scale = None if damping is None else damping.scale
         unscale = lambda x: x if scale is None else x / scale.astype(dtype)
 
-        rcond = self.rcond
-        if rcond is None:
-            m, n = q.shape
-            rcond = 2 * default_rcond(m, n, dtype)
-        cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0)
-        kept = state.sigma > cut
+        kept = self._kept(state)
         sigma = jnp.where(kept, state.sigma, 0)
         root = jnp.zeros((), sigma.dtype) if damping is None else damping.root
         # (Σ² + λ)⁻¹ Σ and (Σ² + λ)⁻¹ √λ, by way of the hypotenuse: nothing overflows.

@@ -1,0 +1,11 @@
+"""What plugs into optimistix."""
+
+from .descent import (
+    DampedNewtonDescent as DampedNewtonDescent,
+    IndirectDampedNewtonDescent as IndirectDampedNewtonDescent,
+)
+from .levenberg_marquardt import (
+    IndirectLevenbergMarquardt as IndirectLevenbergMarquardt,
+    LevenbergMarquardt as LevenbergMarquardt,
+)
+from .search import NielsenDamping as NielsenDamping

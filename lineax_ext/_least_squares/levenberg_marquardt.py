@@ -1,0 +1,148 @@
+"""Levenberg–Marquardt solvers that factorise once a point."""
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import optimistix as optx
+from jaxtyping import PyTree, Scalar, ScalarLike
+
+from .._solver.damped import AbstractDampedSolver
+from .._solver.damped_qr import DampedQR
+from .._solver.damped_svd import DampedSVD
+from .descent import DampedNewtonDescent, IndirectDampedNewtonDescent
+from .search import NielsenDamping
+
+
+_Y = TypeVar("_Y")
+_Out = TypeVar("_Out")
+_Aux = TypeVar("_Aux")
+
+
+def _verbose(verbose: bool | Callable[..., None]) -> Callable[..., None]:
+    # What `True` prints is optimistix's to say.
+    return optx.LevenbergMarquardt(rtol=0, atol=0, verbose=verbose).verbose
+
+
+class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
+    """The Levenberg–Marquardt method, which factorises once a point.
+
+    Solves min ½ ‖r(y)‖² for m residuals of n parameters. With the default settings it
+    takes the steps of [`optimistix.LevenbergMarquardt`][], which it replaces: same
+    iterates (to rounding), same `options`, same results. It differs in the cost. A step
+    that is rejected costs one evaluation of r and O(n³), where the original makes and
+    factorises a matrix of m + n rows; one that is accepted, O(m n²).
+
+    With `scale="jacobian"` it is a method for hard problems and badly scaled
+    parameters: λ is then relative to the largest norms that the columns of the Jacobian
+    had so far, as in MINPACK, and is updated by [`lineax_ext.NielsenDamping`][].
+
+    Differentiable implicitly, as every optimistix solver; not through its steps.
+
+    !!! Example
+
+        ```python
+        solver = lxe.LevenbergMarquardt(rtol=1e-8, atol=1e-8, scale="jacobian")
+        sol = optx.least_squares(residuals, solver, y0, args)
+        ```
+
+    Supports the following `options`:
+
+    - `jac`: `"fwd"` (default) or `"bwd"`, the mode in which the Jacobian is computed.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: relative and absolute tolerance for the difference between two
+        iterates, and between their residuals.
+    - `norm`: the norm for that. Default: `optimistix.max_norm`.
+    - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `scale`: `None` or `"jacobian"`; see [`lineax_ext.DampedNewtonDescent`][].
+    - `verbose`: as in optimistix: whether to print each step, or a function to call
+        with the figures of each.
+
+    **Raises:**
+
+    As [`lineax_ext.DampedNewtonDescent`][].
+
+    ??? cite "References"
+
+        Moré, *The Levenberg–Marquardt algorithm: implementation and theory*, in
+        Numerical Analysis, Lecture Notes in Mathematics 630 (1978),
+        doi:10.1007/BFb0067700.
+    """
+
+    rtol: float
+    atol: float
+    norm: Callable[[PyTree], Scalar]
+    descent: optx.AbstractDescent[_Y, optx.FunctionInfo.ResidualJac, Any]
+    search: optx.AbstractSearch
+    verbose: Callable[..., None]
+
+    def __init__(
+        self,
+        rtol: float,
+        atol: float,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        linear_solver: AbstractDampedSolver = DampedQR(),
+        scale: Literal["jacobian"] | None = None,
+        verbose: bool | Callable[..., None] = False,
+    ):
+        self.rtol = rtol
+        self.atol = atol
+        self.norm = norm
+        self.descent = DampedNewtonDescent(linear_solver=linear_solver, scale=scale)
+        self.search = optx.ClassicalTrustRegion() if scale is None else NielsenDamping()
+        self.verbose = _verbose(verbose)
+
+
+class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
+    """The Levenberg–Marquardt method in a trust region, which factorises once a point.
+
+    As [`optimistix.IndirectLevenbergMarquardt`][]: the length of a step is given, and
+    the damping found that leads to it. There, every damping that is tried costs a
+    factorisation of m + n rows. Here it costs O(n), on the singular values of one
+    factorisation for each accepted point: this is no dearer than
+    [`lineax_ext.LevenbergMarquardt`][].
+
+    Supports the same `options` as [`lineax_ext.LevenbergMarquardt`][].
+
+    **Arguments:**
+
+    - `rtol`, `atol`, `norm`, `scale`, `verbose`: as for
+        [`lineax_ext.LevenbergMarquardt`][].
+    - `lambda_0`, `linear_solver`, `root_finder`: as for
+        [`lineax_ext.IndirectDampedNewtonDescent`][].
+
+    **Raises:**
+
+    As [`lineax_ext.DampedNewtonDescent`][].
+    """
+
+    rtol: float
+    atol: float
+    norm: Callable[[PyTree], Scalar]
+    descent: optx.AbstractDescent[_Y, optx.FunctionInfo.ResidualJac, Any]
+    search: optx.AbstractSearch
+    verbose: Callable[..., None]
+
+    def __init__(
+        self,
+        rtol: float,
+        atol: float,
+        norm: Callable[[PyTree], Scalar] = optx.max_norm,
+        lambda_0: ScalarLike = 1.0,
+        linear_solver: AbstractDampedSolver = DampedSVD(),
+        root_finder: optx.AbstractRootFinder | None = None,
+        scale: Literal["jacobian"] | None = None,
+        verbose: bool | Callable[..., None] = False,
+    ):
+        self.rtol = rtol
+        self.atol = atol
+        self.norm = norm
+        self.descent = IndirectDampedNewtonDescent(
+            lambda_0=lambda_0,
+            linear_solver=linear_solver,
+            root_finder=root_finder,
+            scale=scale,
+        )
+        self.search = optx.ClassicalTrustRegion()
+        self.verbose = _verbose(verbose)
