@@ -75,8 +75,9 @@ def _linear_problem(f_info: Any) -> tuple[Inexact[Array, "m n"], Inexact[Array, 
 def _column_norms(matrix: Inexact[Array, "m n"]) -> Float[Array, " n"]:
     magnitude = jnp.abs(matrix)
     largest = jnp.max(magnitude, axis=0, initial=0)
-    safe = jnp.where(largest > 0, largest, 1)
-    return largest * jnp.sqrt(jnp.sum((magnitude / safe) ** 2, axis=0))
+    # Neither under- nor overflows, even if the squares do.
+    ratios = magnitude / jnp.where(largest > 0, largest, 1)[None, :]
+    return largest * jnp.sqrt(jnp.sum(ratios**2, axis=0))
 
 
 class _State(eqx.Module, Generic[_Problem]):
@@ -128,7 +129,7 @@ class _AbstractDampedDescent(
             norms = _column_norms(matrix)
             scale = norms if scale is None else jnp.maximum(norms, scale)
             scale = jnp.where(scale == 0, 1, scale)
-            matrix = matrix / scale.astype(matrix.dtype)
+            matrix = matrix / scale.astype(matrix.dtype)[None, :]
         # In z = D y, so that a step needs no D and a wide J no new factorisation.
         state = self.linear_solver.init(lx.MatrixLinearOperator(matrix), {})
         state, vector = self.linear_solver.reduce(state, residual)
@@ -174,11 +175,11 @@ class _AbstractDampedDescent(
 
 def _damping(step_size: Scalar, dtype: jnp.dtype) -> Scalar:
     """λ = 1/step_size, or the largest finite number."""
-    eps, largest = jnp.finfo(step_size.dtype).eps, jnp.finfo(dtype).max
-    positive = step_size > eps
-    damping = 1 / jnp.where(positive, step_size, 1)
-    damping = jnp.minimum(damping, largest.astype(damping.dtype))
-    return jnp.where(positive, damping, largest).astype(dtype)
+    # As optimistix, where a step size below eps counts as 0.
+    positive = step_size > jnp.finfo(step_size.dtype).eps
+    largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
+    damping = (1 / jnp.where(positive, step_size, 1)).astype(dtype)
+    return jnp.where(positive, jnp.minimum(damping, largest), largest)
 
 
 class _Reduced(eqx.Module):

@@ -1,7 +1,7 @@
 """Levenberg–Marquardt solvers that factorise once a point."""
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import optimistix as optx
 from jaxtyping import PyTree, Scalar, ScalarLike
@@ -73,7 +73,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     rtol: float
     atol: float
     norm: Callable[[PyTree], Scalar]
-    descent: optx.AbstractDescent[_Y, optx.FunctionInfo.ResidualJac, Any]
+    descent: optx.AbstractDescent
     search: optx.AbstractSearch
     verbose: Callable[..., None]
 
@@ -120,7 +120,7 @@ class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     rtol: float
     atol: float
     norm: Callable[[PyTree], Scalar]
-    descent: optx.AbstractDescent[_Y, optx.FunctionInfo.ResidualJac, Any]
+    descent: optx.AbstractDescent
     search: optx.AbstractSearch
     verbose: Callable[..., None]
 
