@@ -10,10 +10,11 @@ from . import _rules as _rules
 from ._damped_solve import damped_solve as damped_solve
 from ._least_squares import (
     DampedNewtonDescent as DampedNewtonDescent,
+    GainRatioTrustRegion as GainRatioTrustRegion,
     IndirectDampedNewtonDescent as IndirectDampedNewtonDescent,
     IndirectLevenbergMarquardt as IndirectLevenbergMarquardt,
     LevenbergMarquardt as LevenbergMarquardt,
-    NielsenDamping as NielsenDamping,
+    ScaledTrustRegionDescent as ScaledTrustRegionDescent,
 )
 from ._operator import DampedLinearOperator as DampedLinearOperator
 from ._solver import (

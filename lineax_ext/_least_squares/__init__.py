@@ -8,4 +8,7 @@ from .levenberg_marquardt import (
     IndirectLevenbergMarquardt as IndirectLevenbergMarquardt,
     LevenbergMarquardt as LevenbergMarquardt,
 )
-from .search import NielsenDamping as NielsenDamping
+from .trust_region import (
+    GainRatioTrustRegion as GainRatioTrustRegion,
+    ScaledTrustRegionDescent as ScaledTrustRegionDescent,
+)

@@ -1,7 +1,7 @@
 """Damped Newton descents that factorise on acceptance alone."""
 
 import abc
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import equinox as eqx
 import jax
@@ -9,9 +9,9 @@ import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar, ScalarLike
+from jaxtyping import Array, Bool, Inexact, PyTree, Scalar, ScalarLike
 
-from .._flat import cast, freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
+from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
 from .._materialise import as_matrix
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
@@ -72,100 +72,87 @@ def _linear_problem(f_info: Any) -> tuple[Inexact[Array, "m n"], Inexact[Array, 
     return lax.stop_gradient(_opaque((matrix, residual)))
 
 
-def _column_norms(matrix: Inexact[Array, "m n"]) -> Float[Array, " n"]:
-    magnitude = jnp.abs(matrix)
-    largest = jnp.max(magnitude, axis=0, initial=0)
-    # Neither under- nor overflows, even if the squares do.
-    ratios = magnitude / jnp.where(largest > 0, largest, 1)[None, :]
-    return largest * jnp.sqrt(jnp.sum(ratios**2, axis=0))
-
-
 class _State(eqx.Module, Generic[_Problem]):
     """What is kept between acceptances. Nothing in it is of size m if m ≥ n."""
 
     problem: _Problem
-    scale: Float[Array, " n"] | None
     finite: Bool[Array, ""]
     structure: FrozenStructure = eqx.field(static=True)
 
 
-class _AbstractDampedDescent(
+class AbstractFactorisedDescent(
     optx.AbstractDescent[_Y, optx.FunctionInfo.ResidualJac, _State[_Problem]],
     Generic[_Y, _Problem],
 ):
     linear_solver: eqx.AbstractVar[AbstractDampedSolver]
-    scale: eqx.AbstractVar[Literal["jacobian"] | None]
 
     def __check_init__(self):
-        if not isinstance(self.linear_solver, AbstractDampedSolver):
+        name, solver = type(self).__name__, self.linear_solver
+        if not isinstance(solver, AbstractDampedSolver):
             raise ValueError(
-                f"`{type(self).__name__}(linear_solver=...)` needs a solver that can "
-                "damp, `lineax_ext.DampedQR()` or `lineax_ext.DampedSVD()`; found a "
-                f"`{type(self.linear_solver).__name__}`."
+                f"`{name}(linear_solver=...)` needs a solver that can damp, "
+                "`lineax_ext.DampedQR()` or `lineax_ext.DampedSVD()`; found a "
+                f"`{type(solver).__name__}`."
             )
-        if getattr(self.linear_solver, "damping", None) is not None:
+        if getattr(solver, "damping", None) is not None:
             raise ValueError(
-                f"`{type(self).__name__}` chooses the damping: use "
-                "`linear_solver=DampedQR()`, without one."
-            )
-        if self.scale not in (None, "jacobian"):
-            raise ValueError(
-                f"`scale` must be `None` or 'jacobian', but is {self.scale!r}."
+                f"`{name}` chooses the damping: use `linear_solver=DampedQR()`, "
+                "without one."
             )
 
     @abc.abstractmethod
-    def _prepare(self, state: PyTree[Array], vector: Inexact[Array, " k"]) -> _Problem:
-        """What `step` will need, of a reduced problem."""
+    def _prepare(
+        self,
+        y: Inexact[Array, " n"],
+        matrix: Inexact[Array, "m n"],
+        residual: Inexact[Array, " m"],
+        previous: _Problem | None,
+    ) -> _Problem:
+        """What `_solve` will need, from y, J, r, and what it was at the last point.
+
+        `previous` is all zeros on the first acceptance, and `None` to ask for shapes.
+        """
 
     @abc.abstractmethod
     def _solve(
         self, step_size: Scalar, problem: _Problem
     ) -> tuple[Inexact[Array, " n"], lx.RESULTS]:
-        """argmin ‖J D⁻¹ z − r‖² + λ ‖z‖²"""
+        """The negative of a step."""
 
-    def _factorise(self, f_info, scale: Float[Array, " n"] | None) -> _State[_Problem]:
-        matrix, residual = _linear_problem(f_info)
-        if self.scale is not None:
-            norms = _column_norms(matrix)
-            scale = norms if scale is None else jnp.maximum(norms, scale)
-            scale = jnp.where(scale == 0, 1, scale)
-            matrix = matrix / scale.astype(matrix.dtype)[None, :]
-        # In z = D y, so that a step needs no D and a wide J no new factorisation.
+    def _reduce(self, matrix, residual):
         state = self.linear_solver.init(lx.MatrixLinearOperator(matrix), {})
-        state, vector = self.linear_solver.reduce(state, residual)
+        return self.linear_solver.reduce(state, residual)
+
+    def _query(self, y, f_info, previous: _Problem | None) -> _State[_Problem]:
+        matrix, residual = _linear_problem(f_info)
+        problem = self._prepare(ravel(y), matrix, residual, previous)
         finite = jnp.all(jnp.isfinite(residual))
-        structure = freeze(f_info.jac.in_structure())
-        return _State(self._prepare(state, vector), scale, finite, structure)
+        return _State(problem, finite, freeze(f_info.jac.in_structure()))
 
     def init(self, y: _Y, f_info_struct: Any) -> _State[_Problem]:
-        del y
-        struct = eqx.filter_eval_shape(self._factorise, f_info_struct, None)
+        struct = eqx.filter_eval_shape(self._query, y, f_info_struct, None)
         is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
         dynamic, static = eqx.partition(struct, is_struct)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dynamic)
         return eqx.combine(zeros, static)
 
     def query(self, y: _Y, f_info: Any, state: _State[_Problem]) -> _State[_Problem]:
-        del y
-        return self._factorise(f_info, state.scale)
+        return self._query(y, f_info, state.problem)
 
     def step(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
-        z, result = self._solve(step_size, state.problem)
-        if state.scale is not None:
-            z = z / state.scale.astype(z.dtype)
+        step, result = self._solve(step_size, state.problem)
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
         tolerated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.singular)
         failure = lx.RESULTS.where(
             state.finite, lx.RESULTS.singular, lx.RESULTS.nonfinite_input
         )
-        finite = jnp.all(jnp.isfinite(z))
+        finite = jnp.all(jnp.isfinite(step))
         outcome = lx.RESULTS.where(finite, lx.RESULTS.successful, failure)
         result = lx.RESULTS.where(tolerated, outcome, result)
-        step = unravel(-z, thaw(state.structure))
-        return step, optx.RESULTS.promote(result)
+        return unravel(-step, thaw(state.structure)), optx.RESULTS.promote(result)
 
 
 #
@@ -187,12 +174,12 @@ class _Reduced(eqx.Module):
     vector: Inexact[Array, " k"]
 
 
-class DampedNewtonDescent(_AbstractDampedDescent[_Y, _Reduced]):
+class DampedNewtonDescent(AbstractFactorisedDescent[_Y, _Reduced]):
     """The damped Newton (Levenberg–Marquardt) descent, for least squares.
 
     With m residuals r and their Jacobian J in n parameters, a step is
 
-        −argmin_p ‖J p − r‖² + λ ‖D p‖²,    λ = 1/step_size.
+        −argmin_p ‖J p − r‖² + λ ‖p‖²,    λ = 1/step_size.
 
     The steps are those of [`optimistix.DampedNewtonDescent`][], which it can replace in
     any [`optimistix.AbstractGaussNewton`][]. That one makes and factorises the matrix
@@ -204,13 +191,10 @@ class DampedNewtonDescent(_AbstractDampedDescent[_Y, _Reduced]):
     **Arguments:**
 
     - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
-    - `scale`: D. `None` for ones, or `"jacobian"` for the largest norms that the
-        columns of J had so far, which makes the steps independent of the units of the
-        parameters. A column of zeros counts as 1.
 
     **Raises:**
 
-    `ValueError` for any other solver or scale, in a minimiser, and for complex
+    `ValueError` for any other solver, in a minimiser, and for complex
     parameters with real residuals. On differentiating through the steps (rather than
     implicitly, as optimistix does by default), a `NotImplementedError`.
 
@@ -222,10 +206,10 @@ class DampedNewtonDescent(_AbstractDampedDescent[_Y, _Reduced]):
     """
 
     linear_solver: AbstractDampedSolver = DampedQR()
-    scale: Literal["jacobian"] | None = None
 
-    def _prepare(self, state, vector):
-        return _Reduced(state, vector)
+    def _prepare(self, y, matrix, residual, previous):
+        del y, previous
+        return _Reduced(*self._reduce(matrix, residual))
 
     def _solve(self, step_size, problem):
         dtype = jnp.finfo(problem.vector.dtype).dtype
@@ -240,16 +224,16 @@ class DampedNewtonDescent(_AbstractDampedDescent[_Y, _Reduced]):
 #
 
 
-class IndirectDampedNewtonDescent(_AbstractDampedDescent[_Y, Spectrum]):
+class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
     """The damped Newton descent in a trust region, for least squares.
 
-    With m residuals r, their Jacobian J in n parameters, p₀ the Newton step and D as in
-    [`lineax_ext.DampedNewtonDescent`][], a step is
+    With m residuals r, their Jacobian J in n parameters and the Newton step p₀, a step
+    is
 
-        −argmin_p ‖J p − r‖²    with  ‖D p‖ ≤ step_size ‖D p₀‖,
+        −argmin_p ‖J p − r‖²    with  ‖p‖ ≤ step_size ‖p₀‖,
 
-    which is the damped step for the λ that solves the secular equation ‖D p(λ)‖ =
-    step_size ‖D p₀‖, to a hundredth. As [`optimistix.IndirectDampedNewtonDescent`][],
+    which is the damped step for the λ that solves the secular equation ‖p(λ)‖ =
+    step_size ‖p₀‖, to a hundredth. As [`optimistix.IndirectDampedNewtonDescent`][],
     where every λ that is tried costs a factorisation of [J; √λ I]. Here, J is
     factorised when a point is accepted, and so is R = U Σ Vᴴ; the iteration then costs
     O(k) a λ, k = min(m, n), and the step itself O(n k).
@@ -261,7 +245,6 @@ class IndirectDampedNewtonDescent(_AbstractDampedDescent[_Y, Spectrum]):
         is then decomposed.
     - `root_finder`: solves the secular equation instead of the iteration of Hebden and
         Moré, if given.
-    - `scale`: as for [`lineax_ext.DampedNewtonDescent`][].
 
     **Raises:**
 
@@ -278,19 +261,18 @@ class IndirectDampedNewtonDescent(_AbstractDampedDescent[_Y, Spectrum]):
     lambda_0: ScalarLike = 1.0
     linear_solver: AbstractDampedSolver = DampedSVD()
     root_finder: optx.AbstractRootFinder | None = None
-    scale: Literal["jacobian"] | None = None
 
-    def _prepare(self, state, vector):
-        return self.linear_solver.spectrum(state, vector)
+    def _prepare(self, y, matrix, residual, previous):
+        del y, previous
+        return self.linear_solver.spectrum(*self._reduce(matrix, residual))
 
     def _solve(self, step_size, problem):
         sigma, coefficients, basis = problem
+        step_size = step_size.astype(sigma.dtype)
         newton = jnp.linalg.norm(damped_coefficients(sigma, coefficients, 0))
-        step_size = cast(step_size, sigma.dtype)
-        radius = newton * step_size
         damping = secular_damping(
-            sigma, coefficients, radius, self.lambda_0, self.root_finder
+            sigma, coefficients, newton * step_size, self.lambda_0, self.root_finder
         )
         damping = jnp.where(step_size < 1, damping, 0)
-        z = matmul(basis, damped_coefficients(sigma, coefficients, damping))
-        return z, lx.RESULTS.successful
+        step = matmul(basis, damped_coefficients(sigma, coefficients, damping))
+        return step, lx.RESULTS.successful

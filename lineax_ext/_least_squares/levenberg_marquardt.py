@@ -9,8 +9,12 @@ from jaxtyping import PyTree, Scalar, ScalarLike
 from .._solver.damped import AbstractDampedSolver
 from .._solver.damped_qr import DampedQR
 from .._solver.damped_svd import DampedSVD
-from .descent import DampedNewtonDescent, IndirectDampedNewtonDescent
-from .search import NielsenDamping
+from .descent import (
+    AbstractFactorisedDescent,
+    DampedNewtonDescent,
+    IndirectDampedNewtonDescent,
+)
+from .trust_region import GainRatioTrustRegion, ScaledTrustRegionDescent
 
 
 _Y = TypeVar("_Y")
@@ -23,6 +27,16 @@ def _verbose(verbose: bool | Callable[..., None]) -> Callable[..., None]:
     return optx.LevenbergMarquardt(rtol=0, atol=0, verbose=verbose).verbose
 
 
+def _scaled(scale: Literal["jacobian"] | None, descent: AbstractFactorisedDescent):
+    """The descent and the search."""
+    if scale is None:
+        return descent, optx.ClassicalTrustRegion()
+    if scale == "jacobian":
+        scaled = ScaledTrustRegionDescent(descent.linear_solver)
+        return scaled, GainRatioTrustRegion()
+    raise ValueError(f"`scale` must be `None` or 'jacobian', but is {scale!r}.")
+
+
 class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     """The Levenberg–Marquardt method, which factorises once a point.
 
@@ -33,8 +47,9 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     factorises a matrix of m + n rows; one that is accepted, O(m n²).
 
     With `scale="jacobian"` it is a method for hard problems and badly scaled
-    parameters: λ is then relative to the largest norms that the columns of the Jacobian
-    had so far, as in MINPACK, and is updated by [`lineax_ext.NielsenDamping`][].
+    parameters, that of MINPACK: a trust region in units of the largest norms that the
+    columns of the Jacobian had so far ([`lineax_ext.ScaledTrustRegionDescent`][] with
+    [`lineax_ext.GainRatioTrustRegion`][]).
 
     Differentiable implicitly, as every optimistix solver; not through its steps.
 
@@ -55,7 +70,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         iterates, and between their residuals.
     - `norm`: the norm for that. Default: `optimistix.max_norm`.
     - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
-    - `scale`: `None` or `"jacobian"`; see [`lineax_ext.DampedNewtonDescent`][].
+    - `scale`: `None` or `"jacobian"`.
     - `verbose`: as in optimistix: whether to print each step, or a function to call
         with the figures of each.
 
@@ -89,8 +104,8 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         self.rtol = rtol
         self.atol = atol
         self.norm = norm
-        self.descent = DampedNewtonDescent(linear_solver=linear_solver, scale=scale)
-        self.search = optx.ClassicalTrustRegion() if scale is None else NielsenDamping()
+        descent = DampedNewtonDescent(linear_solver)
+        self.descent, self.search = _scaled(scale, descent)
         self.verbose = _verbose(verbose)
 
 
@@ -107,10 +122,11 @@ class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
 
     **Arguments:**
 
-    - `rtol`, `atol`, `norm`, `scale`, `verbose`: as for
-        [`lineax_ext.LevenbergMarquardt`][].
+    - `rtol`, `atol`, `norm`, `verbose`: as for [`lineax_ext.LevenbergMarquardt`][].
     - `lambda_0`, `linear_solver`, `root_finder`: as for
         [`lineax_ext.IndirectDampedNewtonDescent`][].
+    - `scale`: `None`; or `"jacobian"`, which is what it is in
+        [`lineax_ext.LevenbergMarquardt`][]: that is an indirect method, too.
 
     **Raises:**
 
@@ -138,11 +154,8 @@ class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         self.rtol = rtol
         self.atol = atol
         self.norm = norm
-        self.descent = IndirectDampedNewtonDescent(
-            lambda_0=lambda_0,
-            linear_solver=linear_solver,
-            root_finder=root_finder,
-            scale=scale,
+        descent = IndirectDampedNewtonDescent(
+            lambda_0=lambda_0, linear_solver=linear_solver, root_finder=root_finder
         )
-        self.search = optx.ClassicalTrustRegion()
+        self.descent, self.search = _scaled(scale, descent)
         self.verbose = _verbose(verbose)

@@ -22,7 +22,7 @@ def secular_damping(
     sigma: Float[Array, " k"],
     coefficients: Inexact[Array, " k"],
     radius: Float[Array, ""],
-    initial: ScalarLike,
+    initial: ScalarLike = 0.0,
     root_finder: optx.AbstractRootFinder | None = None,
     *,
     rtol: float = 1e-2,
@@ -32,7 +32,7 @@ def secular_damping(
 
     Newton's method for 1/Δ − 1/‖p(λ)‖, nearly linear in λ, within bounds that close in
     on λ. It converges from any start, in two or three steps as a rule. Zero if p(0) is
-    not longer than Δ.
+    not longer than Δ. An `initial` λ out of bounds is replaced by one within.
 
     Source: Hebden, *An algorithm for minimization using exact second derivatives*,
     Harwell report TP 515 (1973); with the bounds of Moré (1978), algorithm 5.5.
