@@ -15,9 +15,9 @@ from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
 from .._materialise import as_matrix
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
-from .._solver.damped_svd import DampedSVD
+from .._solver.damped_svd import damped_coefficients, DampedSVD
 from .._solver.householder import matmul
-from .secular import damped_coefficients, secular_damping
+from .secular import secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -114,14 +114,8 @@ class AbstractFactorisedDescent(
         """
 
     @abc.abstractmethod
-    def _solve(
-        self, step_size: Scalar, problem: _Problem
-    ) -> tuple[Inexact[Array, " n"], lx.RESULTS]:
+    def _solve(self, step_size: Scalar, problem: _Problem) -> Inexact[Array, " n"]:
         """The negative of a step."""
-
-    def _reduce(self, matrix, residual):
-        state = self.linear_solver.init(lx.MatrixLinearOperator(matrix), {})
-        return self.linear_solver.reduce(state, residual)
 
     def _query(self, y, f_info, previous: _Problem | None) -> _State[_Problem]:
         matrix, residual = _linear_problem(f_info)
@@ -142,17 +136,17 @@ class AbstractFactorisedDescent(
     def step(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
-        step, result = self._solve(step_size, state.problem)
+        step = self._solve(step_size, state.problem)
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
-        tolerated = (result == lx.RESULTS.successful) | (result == lx.RESULTS.singular)
-        failure = lx.RESULTS.where(
-            state.finite, lx.RESULTS.singular, lx.RESULTS.nonfinite_input
+        failure = optx.RESULTS.where(
+            state.finite,
+            optx.RESULTS.promote(lx.RESULTS.singular),
+            optx.RESULTS.promote(lx.RESULTS.nonfinite_input),
         )
         finite = jnp.all(jnp.isfinite(step))
-        outcome = lx.RESULTS.where(finite, lx.RESULTS.successful, failure)
-        result = lx.RESULTS.where(tolerated, outcome, result)
-        return unravel(-step, thaw(state.structure)), optx.RESULTS.promote(result)
+        result = optx.RESULTS.where(finite, optx.RESULTS.successful, failure)
+        return unravel(-step, thaw(state.structure)), result
 
 
 #
@@ -169,12 +163,7 @@ def _damping(step_size: Scalar, dtype: jnp.dtype) -> Scalar:
     return jnp.where(positive, jnp.minimum(damping, largest), largest)
 
 
-class _Reduced(eqx.Module):
-    state: PyTree[Array]
-    vector: Inexact[Array, " k"]
-
-
-class DampedNewtonDescent(AbstractFactorisedDescent[_Y, _Reduced]):
+class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
     """The damped Newton (Levenberg–Marquardt) descent, for least squares.
 
     With m residuals r and their Jacobian J in n parameters, a step is
@@ -209,14 +198,12 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, _Reduced]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        return _Reduced(*self._reduce(matrix, residual))
+        operator = lx.MatrixLinearOperator(matrix)
+        return self.linear_solver.path(operator, residual)
 
     def _solve(self, step_size, problem):
-        dtype = jnp.finfo(problem.vector.dtype).dtype
-        damping = _damping(step_size, dtype)
-        state = self.linear_solver.damp(problem.state, damping)
-        z, result, _ = self.linear_solver.compute(state, problem.vector, {})
-        return z, result
+        dtype = jnp.finfo(jax.tree.leaves(problem)[0].dtype).dtype
+        return problem(_damping(step_size, dtype))
 
 
 #
@@ -264,7 +251,8 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        return self.linear_solver.spectrum(*self._reduce(matrix, residual))
+        operator = lx.MatrixLinearOperator(matrix)
+        return self.linear_solver.spectrum(operator, residual)
 
     def _solve(self, step_size, problem):
         sigma, coefficients, basis = problem
@@ -274,5 +262,4 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
             sigma, coefficients, newton * step_size, self.lambda_0, self.root_finder
         )
         damping = jnp.where(step_size < 1, damping, 0)
-        step = matmul(basis, damped_coefficients(sigma, coefficients, damping))
-        return step, lx.RESULTS.successful
+        return matmul(basis, damped_coefficients(sigma, coefficients, damping))

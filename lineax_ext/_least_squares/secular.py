@@ -6,18 +6,6 @@ import optimistix as optx
 from jaxtyping import Array, Float, Inexact, ScalarLike
 
 
-def damped_coefficients(
-    sigma: Float[Array, " k"],
-    coefficients: Inexact[Array, " k"],
-    damping: ScalarLike,
-) -> Inexact[Array, " k"]:
-    """(Σ² + λ)⁻¹ Σ c, where zero singular values have no part in the solution."""
-    positive = sigma > 0
-    safe = jnp.where(positive, sigma, 1)
-    weights = jnp.where(positive, 1 / (safe + damping / safe), 0)
-    return weights.astype(coefficients.dtype) * coefficients
-
-
 def secular_damping(
     sigma: Float[Array, " k"],
     coefficients: Inexact[Array, " k"],

@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar, ScalarLike
 
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
+from .._solver.damped_svd import damped_coefficients
 from .._solver.householder import matmul
 from .descent import AbstractFactorisedDescent
-from .secular import damped_coefficients, secular_damping
+from .secular import secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -84,7 +85,8 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         scale = jnp.where(scale == 0, 1, scale)
         # In z = D y, so that a step needs no D and a wide J no new factorisation.
         matrix = matrix / scale.astype(matrix.dtype)[None, :]
-        spectrum = self.linear_solver.spectrum(*self._reduce(matrix, residual))
+        operator = lx.MatrixLinearOperator(matrix)
+        spectrum = self.linear_solver.spectrum(operator, residual)
         newton = _length(damped_coefficients(spectrum.sigma, spectrum.coefficients, 0))
 
         last = _length((y - last_y), last_scale)
@@ -98,7 +100,7 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         radius = step_size.astype(sigma.dtype) * problem.unit
         damping = secular_damping(sigma, coefficients, radius)
         z = matmul(basis, damped_coefficients(sigma, coefficients, damping))
-        return z / problem.scale.astype(z.dtype), lx.RESULTS.successful
+        return z / problem.scale.astype(z.dtype)
 
 
 def _length(z: Inexact[Array, " n"], scale: Float[Array, " n"] | None = None):

@@ -1,7 +1,6 @@
 """What every solver of damped least-squares problems offers."""
 
 import abc
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -14,7 +13,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .householder import householder_qr, q_adjoint_multiply, q_multiply_columns
+from .householder import householder_qr, q_multiply_columns
 from .orientation import Orientation
 
 
@@ -48,32 +47,33 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         (b, c) that this operator maps to, and also b alone, for c = 0.
         """
 
-    def reduce(
-        self, state: _State, vector: PyTree[Array]
-    ) -> tuple[_State, PyTree[Array]]:
-        """An equivalent problem with as few rows as there are columns, if there is one.
+    def path(
+        self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]
+    ) -> Callable[[ScalarLike], PyTree[Array]]:
+        """The solution of min ‖A x − b‖² + λ ‖x‖² as a function of λ, for one b.
 
-        With A = Q R, R square, min ‖A x − b‖² + λ ‖D x‖² and min ‖R x − Qᴴ b‖² +
-        λ ‖D x‖² have the same solution for any λ and D.
+        For a loop over λ that needs nothing else: no result, no derivative.
 
         **Arguments:**
 
-        - `state`: as returned by `init` of the operator A, m×n.
+        - `operator`: A, m×n.
         - `vector`: b, with the structure of the output of A.
 
         **Returns:**
 
-        The pair of the state and the vector to use instead of these two. Both are free
-        of arrays of size m if m ≥ n. This default returns what it was given.
+        A function from λ to x, and a pytree of arrays: free of ones of size m if
+        m ≥ n, for the solvers of this package.
         """
-        return state, vector
+        return _Path(self, self.init(operator, {}), vector)
 
-    def spectrum(self, state: _State, vector: PyTree[Array]) -> "Spectrum":
+    def spectrum(
+        self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]
+    ) -> "Spectrum":
         """The problem in the basis of the singular vectors of A.
 
         **Arguments:**
 
-        - `state`: as returned by `init` of the operator A, m×n, or by `reduce`.
+        - `operator`: A, m×n.
         - `vector`: b, with the structure of the output of A.
 
         **Returns:**
@@ -88,7 +88,19 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         )
 
 
+class _Path(eqx.Module):
+    solver: AbstractDampedSolver
+    state: PyTree[Array]
+    vector: PyTree[Array]
+
+    def __call__(self, damping: ScalarLike) -> PyTree[Array]:
+        state = self.solver.damp(self.state, damping)
+        return self.solver.compute(state, self.vector, {})[0]
+
+
 class Spectrum(NamedTuple):
+    """A = U Σ Vᴴ, with Uᴴ b in place of U."""
+
     sigma: Float[Array, " k"]
     coefficients: Inexact[Array, " k"]
     basis: Inexact[Array, "n k"]
@@ -167,8 +179,8 @@ def factorise(
 
 
 def refactorise(
-    householder: Array, taus: Array | None, old: Damping | None, new: Damping
-) -> tuple[Array, Array | None]:
+    householder: Array, taus: Array, old: Damping | None, new: Damping
+) -> tuple[Array, Array]:
     """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
@@ -180,21 +192,6 @@ def refactorise(
     if new.scale is not None:
         matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
     return householder_qr(matrix)
-
-
-def reduce_rows(state: Any, vector: PyTree[Array]) -> tuple[Any, PyTree[Array]]:
-    """`AbstractDampedSolver.reduce`, for a state that keeps the QR of A when tall."""
-    if state.wide:
-        return state, vector
-    householder, dtype = state.householder, state.householder.dtype
-    k = householder.shape[1]
-    flat = ravel(vector).astype(dtype)
-    reduced = q_adjoint_multiply(householder, state.taus, flat)
-    orientation = state.orientation.reduced(k, dtype)
-    state = dataclasses.replace(
-        state, householder=householder[:k], taus=None, orientation=orientation
-    )
-    return state, reduced
 
 
 def solve_stacked(

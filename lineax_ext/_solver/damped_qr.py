@@ -8,22 +8,22 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 
+from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
 from .._operator.damped import check_damping
 from .damped import (
     AbstractDampedSolver,
     check_state,
     Damping,
     factorise,
-    reduce_rows,
     refactorise,
     resolve_damping,
     solve_stacked,
-    Spectrum,
     unwrap,
 )
-from .damped_svd import DampedSVD, svd_state
+from .damped_svd import DampedSVD
 from .householder import (
     default_rcond,
+    householder_qr,
     is_singular,
     q_adjoint_multiply,
     q_multiply,
@@ -31,7 +31,11 @@ from .householder import (
     solve_upper,
 )
 from .orientation import frozen_matrix, orient, Orientation
-from .triangular_stack import triangular_stack_qr, TriangularStackQR
+from .triangular_stack import (
+    damped_triangular_solve,
+    triangular_stack_qr,
+    TriangularStackQR,
+)
 
 
 class _DampedCore(eqx.Module):
@@ -56,13 +60,25 @@ class _DampedCore(eqx.Module):
 class _DampedQRState(eqx.Module):
     # Q R = A when tall, Q R = D⁻¹ Aᴴ when wide (m < n).
     householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"] | None  # `None` for Q = 1, after `reduce`
+    taus: Inexact[Array, " k"]
     core: _DampedCore | None
     singular: Bool[Array, ""]
     orientation: Orientation
     wide: bool = eqx.field(static=True)
     # Whether this is the state of [A; √λ D], or stands in for one of A.
     stacked: bool = eqx.field(static=True)
+
+
+class _TallPath(eqx.Module):
+    r: Inexact[Array, "n n"]
+    c: Inexact[Array, " n"]
+    in_structure: FrozenStructure = eqx.field(static=True)
+
+    def __call__(self, damping: ScalarLike) -> PyTree[Array]:
+        real = jnp.finfo(self.r.dtype).dtype
+        root = jnp.sqrt(jnp.asarray(damping).astype(real))
+        x = damped_triangular_solve(self.r, self.c, root)
+        return unravel(x, thaw(self.in_structure))
 
 
 class DampedQR(AbstractDampedSolver[_DampedQRState]):
@@ -162,12 +178,19 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             state = dataclasses.replace(state, householder=householder, taus=taus)
         return dataclasses.replace(_damp(state, new), stacked=True)
 
-    def reduce(self, state: _DampedQRState, vector: PyTree[Array]):
-        return reduce_rows(state, vector)
+    def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        matrix = frozen_matrix(operator, "DampedQR")
+        m, n = matrix.shape
+        if m < n:
+            return super().path(operator, vector)
+        # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
+        column = ravel(vector).astype(matrix.dtype)[:, None]
+        householder, _ = householder_qr(jnp.concatenate([matrix, column], axis=1))
+        r, c = householder[:n, :n], householder[:n, n]
+        return _TallPath(r, c, freeze(operator.in_structure()))
 
-    def spectrum(self, state: _DampedQRState, vector: PyTree[Array]) -> Spectrum:
-        svd = svd_state(state.householder, state.taus, state.orientation, state.wide)
-        return DampedSVD().spectrum(svd, vector)
+    def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        return DampedSVD().spectrum(operator, vector)
 
     def compute(
         self,
@@ -219,7 +242,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
 
 def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
-    k = state.householder.shape[1]
+    k = state.taus.size
     r = jnp.triu(state.householder[:k])
     diagonal = jnp.broadcast_to(damping.root, (k,))
     if damping.scale is not None and not state.wide:
@@ -243,7 +266,7 @@ def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
 
 def _undamped(state):
     q, taus = state.householder, state.taus
-    r = q[: q.shape[1]]
+    r = q[: taus.size]
 
     def thin_solve(b):
         return solve_upper(r, q_adjoint_multiply(q, taus, b))

@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
-from .._flat import ravel
+from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
 from .damped import (
     AbstractDampedSolver,
     check_state,
     Damping,
     factorise,
-    reduce_rows,
     refactorise,
     resolve_damping,
     solve_stacked,
@@ -34,7 +33,7 @@ from .orientation import frozen_matrix, orient, Orientation
 class _DampedSVDState(eqx.Module):
     # Q U Σ Vᴴ = A D⁻¹ when tall, its adjoint when wide (m < n); U, V are k×k.
     householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"] | None  # `None` for Q = 1, after `reduce`
+    taus: Inexact[Array, " k"]
     u: Inexact[Array, "k k"]
     sigma: Float[Array, " k"]
     vh: Inexact[Array, "k k"]
@@ -54,25 +53,27 @@ def _svd(householder: Array, damping: Damping | None, wide: bool):
     return jnp.linalg.svd(core, full_matrices=False)
 
 
-def svd_state(
-    householder: Array,
-    taus: Array | None,
-    orientation: Orientation,
-    wide: bool,
-    damping: Damping | None = None,
-) -> _DampedSVDState:
-    u, sigma, vh = _svd(householder, damping, wide)
-    return _DampedSVDState(
-        householder=householder,
-        taus=taus,
-        u=u,
-        sigma=sigma,
-        vh=vh,
-        damping=damping,
-        orientation=orientation,
-        wide=wide,
-        stacked=damping is not None,
-    )
+class _Path(eqx.Module):
+    spectrum: Spectrum
+    in_structure: FrozenStructure = eqx.field(static=True)
+
+    def __call__(self, damping: ScalarLike) -> PyTree[Array]:
+        sigma, coefficients, basis = self.spectrum
+        weighted = damped_coefficients(sigma, coefficients, damping)
+        return unravel(matmul(basis, weighted), thaw(self.in_structure))
+
+
+def damped_coefficients(
+    sigma: Float[Array, " k"],
+    coefficients: Inexact[Array, " k"],
+    damping: ScalarLike,
+) -> Inexact[Array, " k"]:
+    """(Σ² + λ)⁻¹ Σ c, where zero singular values have no part in the solution."""
+    positive = sigma > 0
+    safe = jnp.where(positive, sigma, 1)
+    damping = jnp.asarray(damping).astype(sigma.dtype)
+    weights = jnp.where(positive, 1 / (safe + damping / safe), 0)
+    return weights.astype(coefficients.dtype) * coefficients
 
 
 class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
@@ -132,7 +133,18 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
         householder, taus = factorise(matrix, damping)
-        return svd_state(householder, taus, orientation, wide, damping)
+        u, sigma, vh = _svd(householder, damping, wide)
+        return _DampedSVDState(
+            householder=householder,
+            taus=taus,
+            u=u,
+            sigma=sigma,
+            vh=vh,
+            damping=damping,
+            orientation=orientation,
+            wide=wide,
+            stacked=damped is not None,
+        )
 
     def damp(
         self,
@@ -161,22 +173,19 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0)
         return state.sigma > cut
 
-    def reduce(self, state: _DampedSVDState, vector: PyTree[Array]):
-        # Before the reduction: what is cut depends on m.
-        sigma = jnp.where(self._kept(state), state.sigma, 0)
-        return reduce_rows(dataclasses.replace(state, sigma=sigma), vector)
+    def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        structure = freeze(operator.in_structure())
+        return _Path(self.spectrum(operator, vector), structure)
 
-    def spectrum(self, state: _DampedSVDState, vector: PyTree[Array]) -> Spectrum:
+    def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        state = self.init(operator, {})
+        q, taus, u, vh = state.householder, state.taus, state.u, state.vh
         sigma = jnp.where(self._kept(state), state.sigma, 0)
-        q, taus = state.householder, state.taus
         flat = ravel(vector).astype(q.dtype)
         if state.wide:
-            return Spectrum(
-                sigma, matmul(state.vh, flat), q_multiply_columns(q, taus, state.u)
-            )
-        flat = q_adjoint_multiply(q, taus, flat)
-        coefficients = matmul(jnp.conj(state.u.T), flat)
-        return Spectrum(sigma, coefficients, jnp.conj(state.vh.T))
+            return Spectrum(sigma, matmul(vh, flat), q_multiply_columns(q, taus, u))
+        coefficients = matmul(jnp.conj(u.T), q_adjoint_multiply(q, taus, flat))
+        return Spectrum(sigma, coefficients, jnp.conj(vh.T))
 
     def compute(
         self,

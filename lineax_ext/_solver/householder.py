@@ -60,23 +60,16 @@ _multiply_q = _ormqr(adjoint=False)
 _multiply_q_adjoint = _ormqr(adjoint=True)
 
 
-# `taus=None` is for Q = 1, where `householder` is R alone.
-
-
-def q_adjoint_multiply(householder: Array, taus: Array | None, vector: Array) -> Array:
+def q_adjoint_multiply(householder: Array, taus: Array, vector: Array) -> Array:
     """The first k entries of Qᴴ b, for b of m entries: (m,) to (k,)."""
-    if taus is None:
-        return vector
     k = taus.shape[-1]
     if k == 0:
         return jnp.zeros((0,), vector.dtype)
     return _multiply_q_adjoint(householder, taus, vector[:, None])[:k, 0]
 
 
-def q_multiply_columns(householder: Array, taus: Array | None, columns: Array) -> Array:
+def q_multiply_columns(householder: Array, taus: Array, columns: Array) -> Array:
     """Q [C; 0], for C of shape (k, c): to (m, c)."""
-    if taus is None:
-        return columns
     m, k = householder.shape[-2:]
     if k == 0:
         return jnp.zeros((m, columns.shape[1]), columns.dtype)
@@ -84,7 +77,7 @@ def q_multiply_columns(householder: Array, taus: Array | None, columns: Array) -
     return _multiply_q(householder, taus, jnp.concatenate([columns, zeros]))
 
 
-def q_multiply(householder: Array, taus: Array | None, vector: Array) -> Array:
+def q_multiply(householder: Array, taus: Array, vector: Array) -> Array:
     """Q [c; 0], for c of k entries: (k,) to (m,)."""
     return q_multiply_columns(householder, taus, vector[:, None])[:, 0]
 

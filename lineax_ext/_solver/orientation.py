@@ -35,13 +35,6 @@ class Orientation(eqx.Module):
             self.out_structure, self.in_structure, not self.transposed, self.conjugated
         )
 
-    def reduced(self, k: int, dtype: jnp.dtype) -> "Orientation":
-        """For R, k×n, in place of A = Q R."""
-        out_structure = freeze(jax.ShapeDtypeStruct((k,), dtype))
-        return Orientation(
-            self.in_structure, out_structure, self.transposed, self.conjugated
-        )
-
     def conj(self) -> "Orientation":
         return Orientation(
             self.in_structure, self.out_structure, self.transposed, not self.conjugated

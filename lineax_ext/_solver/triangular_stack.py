@@ -4,9 +4,14 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Float, Inexact
 
-from .householder import householder_qr, matmul
+from .householder import (
+    householder_qr,
+    matmul,
+    solve_lower_transposed,
+    solve_upper,
+)
 
 
 class _Panel(eqx.Module):
@@ -20,6 +25,8 @@ class TriangularStackQR(eqx.Module):
     """The factors of [R₁; R₂], as returned by `triangular_stack_qr`."""
 
     rt: Inexact[Array, "n n"]
+    # The top of Q̃ᴴ times the right-hand side, if there was one.
+    y: Inexact[Array, " n"] | None
     panels: tuple[_Panel, ...]
 
     def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
@@ -74,7 +81,9 @@ def _compact_wy(vt: Array, taus: Array) -> Array:
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
 @jax.jit
 def triangular_stack_qr(
-    top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
+    top: Inexact[Array, "n n"],
+    bottom: Inexact[Array, "n n"],
+    vector: tuple[Inexact[Array, " n"], Inexact[Array, " n"]] | None = None,
 ) -> TriangularStackQR:
     """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
@@ -84,8 +93,9 @@ def triangular_stack_qr(
     matrix products. The whole computation is written for transposed matrices, so that
     the panels are contiguous and LAPACK needs no copies.
 
-    Only the upper triangles are read. Larger rows belong on top: the rounding errors in
-    a row are relative to it only if no larger ones come below.
+    A right-hand side is one more column. Only the upper triangles are read. Larger rows
+    belong on top: the rounding errors in a row are relative to it only if no larger
+    ones come below.
 
     Source: the structure of LAPACK's `tpqrt` with l = n, in the compact WY form of
     Schreiber, Van Loan, *A Storage-Efficient WY Representation for Products of
@@ -98,6 +108,8 @@ def triangular_stack_qr(
     block = _block_size(n)
     # Both transposed; of `bt`, only the columns of [R₁; R₂] not yet factorised.
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
+    if vector is not None:
+        rt, bt = (jnp.concatenate([x, c[None]]) for x, c in zip((rt, bt), vector))
     panels, columns = [], [rt[:, :0]]
     for start in range(0, n, block):
         stop = min(start + block, n)
@@ -117,4 +129,32 @@ def triangular_stack_qr(
         upper = upper - matmul(y, vt_upper)
         columns.append(jnp.concatenate([above, finished, upper], axis=0))
         bt = jnp.concatenate([lower - matmul(y, vt_lower), bt[w:, stop:]], axis=1)
-    return TriangularStackQR(jnp.concatenate(columns, axis=1), tuple(panels))
+    rt = jnp.concatenate(columns, axis=1)
+    y = None if vector is None else rt[n]
+    return TriangularStackQR(rt[:n], y, tuple(panels))
+
+
+def damped_triangular_solve(
+    r: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
+) -> Inexact[Array, " n"]:
+    """argmin ‖R z − c‖² + ‖√λ z‖²; reads the upper triangle of R alone."""
+    n = r.shape[0]
+    if n == 0:
+        return c
+    r = jnp.triu(r)
+    # As in `triangular_stack_qr`: the larger rows on top.
+    swapped = root > jnp.max(jnp.abs(r))
+    root_eye = root.astype(r.dtype) * jnp.eye(n, dtype=r.dtype)
+    zeros = jnp.zeros_like(c)
+    upper = jnp.where(swapped, root_eye, r), jnp.where(swapped, zeros, c)
+    lower = jnp.where(swapped, r, root_eye), jnp.where(swapped, c, zeros)
+    if n <= 64:
+        # One call of LAPACK, which is then the faster way, and compiles faster.
+        stack = jnp.concatenate(
+            [jnp.concatenate([x, v[:, None]], axis=1) for x, v in (upper, lower)]
+        )
+        factors, _ = householder_qr(stack)
+        return solve_upper(factors[:n, :n], factors[:n, n])
+    qr = triangular_stack_qr(upper[0], lower[0], (upper[1], lower[1]))
+    assert qr.y is not None
+    return solve_lower_transposed(qr.rt, qr.y)

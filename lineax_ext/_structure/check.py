@@ -115,7 +115,7 @@ def _largest_forbidden(read: Reader, *, lower: bool) -> tuple[Array, Array]:
         forbidden = row < index if lower else row > index
         return jnp.stack([jnp.max(jnp.where(forbidden, out, 0)), jnp.max(out)])
 
-    found = jnp.max(map_chunked(column, size), axis=0)
+    found = jnp.max(map_chunked(column, lax.iota(jnp.int32, size)), axis=0)
     return found[0], found[1]
 
 

@@ -10,6 +10,7 @@ Source: Curtis, Powell, Reid, *On the Estimation of Sparse Jacobian Matrices*, I
 Journal of Applied Mathematics 13 (1974), doi:10.1093/imamat/13.1.117.
 """
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, Int
 
 from .._flat import cast, ravel, result_dtype, tree_size, unravel
 
@@ -119,8 +120,8 @@ def _is_jaxpr(x) -> bool:
     return isinstance(x, Jaxpr | ClosedJaxpr)
 
 
-def chunk_size(fn: Callable[[Array], Any], count: int) -> int:
-    """How many of `count` calls of `fn` to push through one `vmap`.
+def chunk_size(fn: Callable[[Array], Any], x: jax.ShapeDtypeStruct, count: int) -> int:
+    """How many of `count` calls of `fn`, on such an x, to push through one `vmap`.
 
     On a CPU the largest array of a chunk should stay in cache. Pushing all n basis
     vectors of a tanh network (2000×199, 10000×100, 500×499) through one `vmap` took 2.5
@@ -129,36 +130,38 @@ def chunk_size(fn: Callable[[Array], Any], count: int) -> int:
     memory is to be bounded.
     """
     chunk = 2**20 if jax.default_backend() == "cpu" else 2**26
-    jaxpr = jax.make_jaxpr(fn)(jax.ShapeDtypeStruct((), jnp.int32))
+    jaxpr = jax.make_jaxpr(fn)(x)
     size = max(1, _largest_intermediate(jaxpr.jaxpr))
     return count if count * size <= 4 * chunk else max(1, min(count, chunk // size))
 
 
-def map_chunked(fn: Callable[[Array], Array], count: int) -> Array:
-    """Stacks `fn(0), …, fn(count - 1)`: `vmap` over a chunk, a loop over the chunks.
+def map_chunked(
+    fn: Callable[[Array], Array],
+    xs: Inexact[Array, "count ..."] | Int[Array, " count"],
+) -> Array:
+    """Stacks `fn(xs[0]), fn(xs[1]), …`: `vmap` over a chunk, a loop over the chunks.
 
     A primitive without a batching rule falls back to the loop alone. `fn` must accept
-    any index below `2 * count`; the last chunk is padded.
+    zeros, with which the last chunk is padded.
     """
-    chunk = chunk_size(fn, count)
+    count = len(xs)
+    # Checkpointed, or a gradient would keep what each chunk computed: O(n²).
+    checkpoint = ft.partial(jax.checkpoint, prevent_cse=False)
+    chunk = chunk_size(fn, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), count)
     if chunk > 1:
         loops = -(-count // chunk)
         chunk = -(-count // loops)  # equal chunks: least padding
         try:
             if loops == 1:
-                return jax.vmap(fn)(lax.iota(jnp.int32, count))
-            # Checkpointed, or a gradient would keep what each chunk computed: O(n²).
-            out = lax.map(
-                jax.checkpoint(
-                    lambda i: jax.vmap(fn)(i * chunk + lax.iota(jnp.int32, chunk)),
-                    prevent_cse=False,
-                ),
-                lax.iota(jnp.int32, loops),
-            )
+                return jax.vmap(fn)(xs)
+            padded = jnp.pad(
+                xs, [(0, loops * chunk - count)] + [(0, 0)] * (xs.ndim - 1)
+            ).reshape(loops, chunk, *xs.shape[1:])
+            out = lax.map(checkpoint(jax.vmap(fn)), padded)
             return out.reshape(loops * chunk, *out.shape[2:])[:count]
         except (NotImplementedError, ValueError):
             pass  # no batching rule, an ordered effect; else the loop raises it, too
-    return lax.map(jax.checkpoint(fn, prevent_cse=False), lax.iota(jnp.int32, count))
+    return lax.map(checkpoint(fn), xs)
 
 
 #
@@ -189,10 +192,9 @@ def read_band(
     if m == 0 or n == 0:
         return {d: jnp.zeros(_span(m, n, d)[2], read.dtype) for d in offsets}
 
-    def apply(colour):
-        return read.apply((_colours(0, size, k) == colour).astype(read.dtype))
-
-    compressed = list(map_chunked(apply, k))
+    colour = lax.broadcasted_iota(jnp.int32, (k, size), 0)
+    seeds = (_colours(0, size, k)[None, :] == colour).astype(read.dtype)
+    compressed = list(map_chunked(read.apply, seeds))
 
     band = {}
     for d in offsets:
@@ -245,7 +247,7 @@ def read_diagonals(
         at = [jnp.clip(index + i - j, 0, length - 1) for i, j, _ in spans.values()]
         return out[jnp.stack(at)]
 
-    out = map_chunked(entries, count)
+    out = map_chunked(entries, lax.iota(jnp.int32, count))
     return {
         d: out[j : j + k, column] for column, (d, (_, j, k)) in enumerate(spans.items())
     }
