@@ -47,7 +47,7 @@ def solve(fn: Callable, solver, steps: int):
     return run
 
 
-def with_compiling(fn: Callable) -> Side:
+def with_compiling(fn) -> Side:
     def first_call(*args):
         jax.clear_caches()
         return jax.block_until_ready(jax.jit(fn)(*args))

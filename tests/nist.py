@@ -150,7 +150,7 @@ _MODELS = {
 
 
 def _load() -> dict[str, Problem]:
-    path = pathlib.Path(__file__).parent / "data" / "nist.json"
+    path = pathlib.Path(__file__).parent / "nist.json"
     problems = {}
     for name, entry in json.loads(path.read_text()).items():
         x, y, certified, far, near = (

@@ -17,6 +17,10 @@ from helpers import (
     flatten,
     matrix_operator,
     normal,
+    over_double_dtypes,
+    pytree_function_operator,
+    unflatten,
+    well_conditioned,
 )
 
 import lineax_ext as lxe
@@ -82,15 +86,9 @@ over_jac = pytest.mark.parametrize("jac", ("fwd", "bwd"))
 TOLERANCES = dict(rtol=1e-6, atol=1e-6)
 OURS = {
     "direct": lxe.LevenbergMarquardt(**TOLERANCES),
-    "direct-jacobian": lxe.LevenbergMarquardt(**TOLERANCES, scale="jacobian"),
-    "direct-SVD": lxe.LevenbergMarquardt(
-        **TOLERANCES, linear_solver=lxe.DampedSVD(), scale="jacobian"
-    ),
+    "direct-SVD": lxe.LevenbergMarquardt(**TOLERANCES, linear_solver=lxe.DampedSVD()),
+    "jacobian": lxe.LevenbergMarquardt(**TOLERANCES, scale="jacobian"),
     "indirect": lxe.IndirectLevenbergMarquardt(**TOLERANCES),
-    "indirect-jacobian": lxe.IndirectLevenbergMarquardt(**TOLERANCES, scale="jacobian"),
-    "indirect-QR": lxe.IndirectLevenbergMarquardt(
-        **TOLERANCES, linear_solver=lxe.DampedQR()
-    ),
 }
 over_ours = pytest.mark.parametrize("solver", OURS.values(), ids=OURS.keys())
 
@@ -138,8 +136,11 @@ def trace(make, fn, y0, **kwargs):
 
 
 @over_problems
-@over_linear_solvers
-@over_jac
+@pytest.mark.parametrize(
+    "linear_solver, jac",
+    ((lxe.DampedQR(), "fwd"), (lxe.DampedQR(), "bwd"), (lxe.DampedSVD(), "fwd")),
+    ids=("DampedQR-fwd", "DampedQR-bwd", "DampedSVD-fwd"),
+)
 def test_steps_of_optimistix(fn, y0, linear_solver, jac):
     make = ft.partial(lxe.LevenbergMarquardt, **TOLERANCES, linear_solver=linear_solver)
     options = dict(jac=jac)
@@ -387,12 +388,13 @@ def test_units_do_not_matter():
 
 def descents():
     yield lxe.DampedNewtonDescent()
-    yield lxe.DampedNewtonDescent(lxe.DampedSVD(), scale="jacobian")
+    yield lxe.DampedNewtonDescent(lxe.DampedSVD())
+    yield lxe.ScaledTrustRegionDescent()
     yield lxe.IndirectDampedNewtonDescent()
     yield lxe.IndirectDampedNewtonDescent(linear_solver=lxe.DampedQR())
 
 
-over_descents = pytest.mark.parametrize("descent", list(descents()), ids=range(4))
+over_descents = pytest.mark.parametrize("descent", list(descents()), ids=range(5))
 
 
 def function_info(matrix, residual):
@@ -453,55 +455,55 @@ def test_columns_are_made_on_acceptance_only():
 #
 
 
-@pytest.mark.parametrize("shape", ((9, 4), (4, 4), (3, 6)))
-@pytest.mark.parametrize("step_size", (1e-30, 1e-3, 1.0, 1e6))
-@over_linear_solvers
-def test_direct_step(shape, step_size, linear_solver):
-    matrix, residual = normal(shape), normal(shape[:1])
-    descent = lxe.DampedNewtonDescent(linear_solver)
-    step, result = descent.step(
-        jnp.array(step_size), queried(descent, matrix, residual)
-    )
-    assert result == optx.RESULTS.successful
-    reference = optx.DampedNewtonDescent()
-    expected, _ = reference.step(
-        jnp.array(step_size), queried(reference, matrix, residual)
-    )
-    assert_close(step, expected, 1e-9)
-    if step_size > 1e-20:
-        stack = np.concatenate([matrix, np.eye(shape[1]) / np.sqrt(step_size)])
-        rhs = np.concatenate([residual, np.zeros(shape[1])])
-        assert_close(step, -np.linalg.lstsq(stack, rhs, rcond=None)[0], 1e-6)
+over_descent_shapes = pytest.mark.parametrize("shape", ((9, 4), (4, 4), (3, 6)))
 
 
-@pytest.mark.parametrize("scale", (None, "jacobian"))
-@pytest.mark.parametrize("shape", ((9, 4), (4, 4), (3, 6)))
-@pytest.mark.parametrize("step_size", (1e-12, 1e-3, 0.3, 0.97, 1.0, 5.0))
-@over_linear_solvers
-def test_indirect_step(shape, step_size, scale, linear_solver):
-    """The step has its length, and is the damped step of some λ."""
-    matrix = normal(shape) * np.geomspace(1e-3, 1e3, shape[1])
-    residual = normal(shape[:1])
-    descent = lxe.IndirectDampedNewtonDescent(
-        linear_solver=linear_solver, scale=scale, lambda_0=123.0
-    )
+def steps(descent, matrix, residual, step_sizes):
     state = queried(descent, matrix, residual)
-    step = np.asarray(descent.step(jnp.array(step_size), state)[0])
-    d = np.ones(shape[1]) if scale is None else np.linalg.norm(matrix, axis=0)
-    z, scaled = step * d, matrix / d
-    newton = -np.linalg.pinv(scaled, rcond=1e-14) @ residual
-    length = min(step_size, 1) * np.linalg.norm(newton)
-    np.testing.assert_allclose(np.linalg.norm(z), length, rtol=1.01e-2)
-    if step_size >= 1:
-        assert_close(z, newton, 1e-8)
-        return
-    # Aᵀ (A z + r) = −λ z, for one λ ≥ 0.
-    gradient = scaled.T @ (scaled @ z + residual)
-    damping = -(gradient @ z) / (z @ z)
-    assert damping >= 0
-    assert_close(
-        gradient, -damping * z, 1e-8 * max(1, np.linalg.norm(scaled, 2) ** 2 / damping)
+    step = eqx.filter_jit(descent.step)
+    for step_size in step_sizes:
+        out, result = step(jnp.array(step_size), state)
+        assert result == optx.RESULTS.successful
+        yield step_size, np.asarray(out)
+
+
+@over_descent_shapes
+@over_linear_solvers
+def test_direct_step(shape, linear_solver):
+    matrix, residual = normal(shape), normal(shape[:1])
+    sizes = 1e-30, 1e-3, 1.0, 1e6
+    ours = steps(lxe.DampedNewtonDescent(linear_solver), matrix, residual, sizes)
+    theirs = steps(optx.DampedNewtonDescent(), matrix, residual, sizes)
+    for (step_size, step), (_, expected) in zip(ours, theirs):
+        assert_close(step, expected, 1e-9)
+        if step_size > 1e-20:
+            stack = np.concatenate([matrix, np.eye(shape[1]) / np.sqrt(step_size)])
+            rhs = np.concatenate([residual, np.zeros(shape[1])])
+            assert_close(step, -np.linalg.lstsq(stack, rhs, rcond=None)[0], 1e-6)
+
+
+@over_descent_shapes
+@over_linear_solvers
+def test_indirect_step(shape, linear_solver):
+    """The step has its length, and is the damped step of some λ."""
+    matrix, residual = normal(shape), normal(shape[:1])
+    descent = lxe.IndirectDampedNewtonDescent(
+        linear_solver=linear_solver, lambda_0=123.0
     )
+    newton = -np.linalg.pinv(matrix) @ residual
+    sizes = 1e-12, 1e-3, 0.3, 0.97, 1.0, 5.0
+    for step_size, step in steps(descent, matrix, residual, sizes):
+        length = min(step_size, 1) * np.linalg.norm(newton)
+        np.testing.assert_allclose(np.linalg.norm(step), length, rtol=1.01e-2)
+        if step_size >= 1:
+            assert_close(step, newton, 1e-8)
+            continue
+        # Jᵀ (J p + r) = −λ p, for one λ ≥ 0.
+        gradient = matrix.T @ (matrix @ step + residual)
+        damping = -(gradient @ step) / (step @ step)
+        assert damping >= 0
+        norm = np.linalg.norm(matrix, 2)
+        assert_close(gradient, -damping * step, 1e-8 * max(1, norm**2 / damping))
 
 
 def test_indirect_step_with_a_root_finder():
@@ -516,26 +518,144 @@ def test_indirect_step_with_a_root_finder():
     assert_close(steps[0], steps[1], 2e-2)
 
 
+@pytest.mark.parametrize("shape", ((9, 4), (4, 4), (3, 6), (100, 80)))
+@over_double_dtypes
+@over_linear_solvers
+def test_path(linear_solver, shape, dtype):
+    """Every point of it is a damped solution, for pytrees as well."""
+    matrix, vector = well_conditioned(shape, dtype), normal(shape[:1], dtype)
+    operator = pytree_function_operator(matrix)
+    path = linear_solver.path(operator, unflatten(vector, operator.out_structure()))
+    call = eqx.filter_jit(path)
+    u, sigma, vh = np.linalg.svd(matrix, full_matrices=False)
+    for damping in (0.0, 1e-16, 1.0, 1e16, 1e300):
+        found = flatten(call(jnp.array(damping)))
+        weights = 1 / (sigma + damping / sigma)
+        assert_close(found, vh.conj().T @ (weights * (u.conj().T @ vector)), 1e-10)
+
+
+def test_default_path():
+    class Solver(lxe.DampedQR):
+        path = lxe.AbstractDampedSolver.path
+
+    operator, vector = matrix_operator(normal((9, 4))), normal((9,))
+    for damping in (0.1, 10.0):
+        expected = lxe.damped_solve(operator, vector, damping).value
+        assert_close(Solver().path(operator, vector)(damping), expected, 1e-12)
+
+
+def scaled(matrix, residual, y, state=None):
+    descent = lxe.ScaledTrustRegionDescent()
+    f_info = function_info(matrix, residual)
+    if state is None:
+        state = descent.init(y, jax.eval_shape(lambda: f_info))
+    return descent, descent.query(y, f_info, state)
+
+
 def test_scale_is_the_running_maximum():
-    descent = lxe.DampedNewtonDescent(scale="jacobian")
     columns = np.array([[3.0, 0.0, 1.0], [1.0, 0.0, 2.0], [0.5, 0.1, 0.0]])
     # As MINPACK: a zero norm counts as 1 at first, and is kept.
     expected = np.array([[3.0, 1.0, 1.0], [3.0, 1.0, 2.0], [3.0, 1.0, 2.0]])
     state = None
     for norms, scale in zip(columns, expected):
-        f_info = function_info(np.diag(norms), np.ones(3))
-        if state is None:
-            state = descent.init(jnp.zeros(3), jax.eval_shape(lambda: f_info))  # noqa: B023
-        state = descent.query(jnp.zeros(3), f_info, state)
-        np.testing.assert_array_equal(state.scale, scale)
+        _, state = scaled(np.diag(norms), np.ones(3), jnp.zeros(3), state)
+        np.testing.assert_array_equal(state.problem.scale, scale)
 
 
 @pytest.mark.parametrize("magnitude", (1e-200, 1e200))
 def test_scale_neither_under_nor_overflows(magnitude):
-    descent = lxe.DampedNewtonDescent(scale="jacobian")
-    state = queried(descent, magnitude * normal((5, 3)), normal((5,)))
+    _, state = scaled(magnitude * normal((5, 3)), normal((5,)), jnp.ones(3))
     expected = magnitude * np.linalg.norm(normal((5, 3)), axis=0)
-    np.testing.assert_allclose(state.scale, expected, rtol=1e-14)
+    np.testing.assert_allclose(state.problem.scale, expected, rtol=1e-14)
+
+
+@over_descent_shapes
+def test_scaled_trust_region(shape):
+    """Its radius at the first point, and at the second; its step in either."""
+    matrix = normal(shape) * np.geomspace(1e-3, 1e3, shape[1])
+    residual = 1e3 * normal(shape[:1])
+    scale = np.linalg.norm(matrix, axis=0)
+    points = np.stack([normal(shape[1:], seed=1), normal(shape[1:], seed=2)]) / scale
+    radii = [
+        np.linalg.norm(scale * points[0]),
+        np.linalg.norm(scale * (points[1] - points[0])),
+    ]
+    state = None
+    for y, radius in zip(points, radii):
+        descent, state = scaled(matrix, residual, jnp.asarray(y), state)
+        for factor in (1.0, 0.1):
+            step, result = descent.step(jnp.array(factor), state)
+            assert result == optx.RESULTS.successful
+            z = scale * np.asarray(step)
+            np.testing.assert_allclose(np.linalg.norm(z), factor * radius, rtol=1.01e-2)
+            # A damped step: (J D⁻¹)ᵀ (J p + r) = −λ D p.
+            gradient = (matrix / scale).T @ (matrix @ np.asarray(step) + residual)
+            damping = -(gradient @ z) / (z @ z)
+            assert damping > 0
+            assert_close(gradient, -damping * z, 1e-8)
+    # Far inside of the region, the Newton step.
+    _, state = scaled(matrix, 1e-6 * residual, jnp.asarray(points[0]), None)
+    step, _ = descent.step(jnp.array(1.0), state)
+    newton = -np.linalg.pinv(matrix / scale, rcond=1e-14) @ (1e-6 * residual) / scale
+    assert_close(step, newton, 1e-8)
+    # The next region is no wider than five Newton steps.
+    _, state = scaled(matrix, 1e-6 * residual, jnp.asarray(points[1]), state)
+    np.testing.assert_allclose(
+        state.problem.unit, 5 * np.linalg.norm(scale * newton), rtol=1e-8
+    )
+
+
+def search_step(reduction, predicted, first=False, step_size=0.5):
+    """Of r = 2 with J = −1, and a step for which the model predicts `predicted`."""
+    search = lxe.GainRatioTrustRegion()
+    # ½ (4 − (2 − p)²) = `predicted`, and ½ (4 − r₁²) = `reduction`.
+    p = 2 - np.sqrt(4 - 2 * predicted)
+    r_eval = np.sqrt(np.asarray(4 - 2 * reduction))
+    info, info_eval = (
+        optx.FunctionInfo.ResidualJac(jnp.array([r]), matrix_operator(-np.ones((1, 1))))
+        for r in (2.0, r_eval)
+    )
+    state = search.init(jnp.zeros(1), info)
+    state = eqx.tree_at(lambda s: s.step_size, state, jnp.array(step_size))
+    size, accept, result, _ = search.step(
+        jnp.array(first), jnp.zeros(1), jnp.array([p]), info, info_eval, state
+    )
+    assert result == optx.RESULTS.successful
+    return float(size), bool(accept)
+
+
+@pytest.mark.parametrize(
+    "ratio, size, accept",
+    (
+        (1.0, 2.0, True),
+        (0.8, 2.0, True),
+        (0.7, 1.0, True),
+        (0.3, 1.0, True),
+        (0.2, 0.5, True),
+        (1e-3, 0.5, True),
+        (1e-5, 0.25, False),
+        (np.nan, 0.05, False),
+        (-np.inf, 0.05, False),
+        (-1e3, 0.05, False),
+    ),
+)
+def test_gain_ratio(ratio, size, accept):
+    found = search_step(ratio * 0.1, 0.1)
+    np.testing.assert_allclose(found[0], size)
+    assert found[1] == accept
+    assert search_step(ratio * 0.1, 0.1, first=True)[1]
+
+
+def test_gain_ratio_parabola():
+    """The minimum of the parabola through φ(0), φ'(0) and φ(1), φ(t) = ½ r(t p)²."""
+    reduction, predicted = -0.05, 0.1
+    p = 2 - np.sqrt(4 - 2 * predicted)
+    slope = -2 * p
+    # φ(t) = φ(0) + slope t + (−reduction − slope) t²
+    minimum = -slope / (2 * (-reduction - slope))
+    found, accept = search_step(reduction, predicted, step_size=1.0)
+    assert not accept
+    np.testing.assert_allclose(found, np.clip(minimum, 0.1, 0.5))
 
 
 #
@@ -546,6 +666,7 @@ def test_scale_neither_under_nor_overflows(magnitude):
 MAKERS = (
     lxe.DampedNewtonDescent,
     lxe.IndirectDampedNewtonDescent,
+    lxe.ScaledTrustRegionDescent,
     ft.partial(lxe.LevenbergMarquardt, 1e-6, 1e-6),
     ft.partial(lxe.IndirectLevenbergMarquardt, 1e-6, 1e-6),
 )
@@ -558,6 +679,10 @@ def test_wrong_arguments(make):
         make(linear_solver=lxe.QRMultiply())
     with pytest.raises(ValueError, match="chooses the damping"):
         make(linear_solver=lxe.DampedQR(damping=1.0))
+
+
+@pytest.mark.parametrize("make", MAKERS[-2:])
+def test_wrong_scale(make):
     with pytest.raises(ValueError, match="`scale` must be `None` or 'jacobian'"):
         make(scale="columns")
 
@@ -572,8 +697,7 @@ def test_not_for_minimisers(descent):
 
 def test_a_solver_without_a_spectrum():
     class Solver(lxe.DampedQR):
-        def spectrum(self, state, vector):
-            return lxe.AbstractDampedSolver.spectrum(self, state, vector)
+        spectrum = lxe.AbstractDampedSolver.spectrum
 
     solver = lxe.IndirectLevenbergMarquardt(1e-6, 1e-6, linear_solver=Solver())
     with pytest.raises(NotImplementedError, match="`Solver` has no `spectrum`"):

@@ -40,7 +40,7 @@ def _operator(x, matrix, jac=None):
 @pytest.fixture(params=(1, 2, 3, 4, 6, 7, 8, None))
 def chunk(request, monkeypatch):
     if request.param is not None:
-        fixed = lambda fn, count: min(request.param, count)
+        fixed = lambda fn, x, count: min(request.param, count)
         monkeypatch.setattr(lineax_ext._structure.extract, "chunk_size", fixed)
 
 
