@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
+import optimistix as optx
 import pytest
 
 import lineax_ext as lxe
@@ -52,6 +53,11 @@ def test_readme():
 def test_docstring(block):
     matrix = jr.normal(jr.key(0), (5, 5)) * jnp.eye(5)
     namespace = dict(
+        # A fit, whose Jacobian is that matrix.
+        residuals=lambda y, args: matrix @ y - 1,
+        y0=jnp.zeros(5),
+        args=None,
+        optx=optx,
         jax=jax,
         jnp=jnp,
         jr=jr,
@@ -65,6 +71,8 @@ def test_docstring(block):
     d = np.diagonal(np.asarray(matrix))
     if "solutions" in namespace:
         found, expected = namespace["solutions"], [d / (d**2 + x) for x in (0.1, 1.0)]
+    elif "sol" in namespace:
+        found, expected = namespace["sol"].value, 1 / d
     else:
         found, expected = namespace["solution"].value, 1 / d
     np.testing.assert_allclose(found, expected, rtol=1e-10)

@@ -48,24 +48,28 @@ def _is_complex(structure: PyTree[Any]) -> bool:
     return jnp.issubdtype(result_dtype(structure), jnp.complexfloating)
 
 
-def _linear_problem(f_info: Any) -> tuple[Inexact[Array, "m n"], Inexact[Array, " m"]]:
-    """J and r, dense."""
+def _is_split(f_info: Any) -> bool:
+    """Whether residuals are complex and parameters real; errors for what cannot be."""
     if not isinstance(f_info, optx.FunctionInfo.ResidualJac):
         raise ValueError(
             "The descents of `lineax_ext` are for least squares, as in "
             "`optimistix.least_squares`. To damp a Hessian, use those of `optimistix`."
         )
-    jac, residual = f_info.jac, ravel(f_info.residual)
-    leaves = jax.tree.leaves(jac.in_structure())
-    parameters_complex = [_is_complex(leaf) for leaf in leaves]
-    matrix = as_matrix(jac)
-    if any(parameters_complex):
-        if not (all(parameters_complex) and _is_complex(residual)):
-            raise ValueError(
-                "Complex parameters need complex residuals, and no real parameters "
-                "among them. Use their real and imaginary parts as the parameters."
-            )
-    elif _is_complex(residual):
+    residual_complex = _is_complex(f_info.residual)
+    parameters = jax.tree.leaves(f_info.jac.in_structure())
+    parameters_complex = [_is_complex(leaf) for leaf in parameters]
+    if any(parameters_complex) and not (all(parameters_complex) and residual_complex):
+        raise ValueError(
+            "Complex parameters need complex residuals, and no real parameters among "
+            "them. Use their real and imaginary parts as the parameters."
+        )
+    return residual_complex and not any(parameters_complex)
+
+
+def _linear_problem(f_info: Any) -> tuple[Inexact[Array, "m n"], Inexact[Array, " m"]]:
+    """J and r, dense."""
+    matrix, residual = as_matrix(f_info.jac), ravel(f_info.residual)
+    if _is_split(f_info):
         # |r|² = (Re r)² + (Im r)²
         matrix = jnp.concatenate([matrix.real, matrix.imag])
         residual = jnp.concatenate([residual.real, residual.imag])
@@ -117,21 +121,28 @@ class AbstractFactorisedDescent(
     def _solve(self, step_size: Scalar, problem: _Problem) -> Inexact[Array, " n"]:
         """The negative of a step."""
 
-    def _query(self, y, f_info, previous: _Problem | None) -> _State[_Problem]:
-        matrix, residual = _linear_problem(f_info)
-        problem = self._prepare(ravel(y), matrix, residual, previous)
-        finite = jnp.all(jnp.isfinite(residual))
-        return _State(problem, finite, freeze(f_info.jac.in_structure()))
-
     def init(self, y: _Y, f_info_struct: Any) -> _State[_Problem]:
-        struct = eqx.filter_eval_shape(self._query, y, f_info_struct, None)
+        # Not the shapes of `query`: tracing a Jacobian twice takes time.
+        m, n = f_info_struct.jac.out_size(), f_info_struct.jac.in_size()
+        dtype = result_dtype(f_info_struct.residual)
+        if _is_split(f_info_struct):
+            m, dtype = 2 * m, jnp.finfo(dtype).dtype
+        matrix = jax.ShapeDtypeStruct((m, n), dtype)
+        residual = jax.ShapeDtypeStruct((m,), dtype)
+        y_struct = jax.eval_shape(ravel, y)
+        struct = eqx.filter_eval_shape(self._prepare, y_struct, matrix, residual, None)
         is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
         dynamic, static = eqx.partition(struct, is_struct)
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dynamic)
-        return eqx.combine(zeros, static)
+        problem = eqx.combine(zeros, static)
+        structure = freeze(f_info_struct.jac.in_structure())
+        return _State(problem, jnp.array(True), structure)
 
     def query(self, y: _Y, f_info: Any, state: _State[_Problem]) -> _State[_Problem]:
-        return self._query(y, f_info, state.problem)
+        matrix, residual = _linear_problem(f_info)
+        problem = self._prepare(ravel(y), matrix, residual, state.problem)
+        finite = jnp.all(jnp.isfinite(residual))
+        return _State(problem, finite, state.structure)
 
     def step(
         self, step_size: Scalar, state: _State[_Problem]
