@@ -80,7 +80,7 @@ def cases(quick: bool) -> Iterator[Case]:
             error=error,
             tolerance=1e-6 if direct else 1.0,
             steps=lambda out: int(out[1]),
-            goals=(Goal(ours, theirs, factor),),
+            goals=() if factor is None else (Goal(ours, theirs, factor),),
         )
 
     def fit(m, n):
@@ -94,7 +94,7 @@ def cases(quick: bool) -> Iterator[Case]:
         y, args = fit(m, n)
         yield case(
             "LevenbergMarquardt, tanh network", f"{m}×{n}", "", network, y, args,
-            "LevenbergMarquardt", 20, 1.5,
+            "LevenbergMarquardt", 20, None if m == 1_000 else 1.5,
         )  # fmt: skip
 
     n = 20 if quick else 150
@@ -122,4 +122,5 @@ def cases(quick: bool) -> Iterator[Case]:
         )  # fmt: skip
         sides = {name: with_compiling(run) for name, run in direct.sides.items()}
         yield Case(**{**vars(direct), "sides": sides})
-        yield Case(**{**vars(direct), "panel": "LevenbergMarquardt, a compiled call"})
+        panel = "LevenbergMarquardt, a compiled call"
+        yield Case(**{**vars(direct), "panel": panel, "goals": ()})

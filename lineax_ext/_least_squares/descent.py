@@ -150,13 +150,11 @@ class AbstractFactorisedDescent(
         step = self._solve(step_size, state.problem)
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
-        failure = optx.RESULTS.where(
-            state.finite,
-            optx.RESULTS.promote(lx.RESULTS.singular),
-            optx.RESULTS.promote(lx.RESULTS.nonfinite_input),
-        )
+        # (Members of optimistix's enumeration: promoting lineax's is slow to trace.)
+        results: Any = optx.RESULTS
+        failure = results.where(state.finite, results.singular, results.nonfinite_input)
         finite = jnp.all(jnp.isfinite(step))
-        result = optx.RESULTS.where(finite, optx.RESULTS.successful, failure)
+        result = results.where(finite, results.successful, failure)
         return unravel(-step, thaw(state.structure)), result
 
 
