@@ -38,7 +38,7 @@ _PLAIN = {fn: dict(fn.registry) for fn in vars(lx).values() if hasattr(fn, "regi
 # A turn is one call, or as many as fit; a case, two turns for each side, or as many as
 # fit, and no more than `_MAX_TURNS`. The rest before a turn is for the threads of the
 # other side: OpenBLAS lets its own spin for some 25 ms after a call.
-_TURN_SECONDS, _CASE_SECONDS, _MAX_TURNS, _REST_SECONDS = 0.02, 6.0, 60, 0.03
+_TURN_SECONDS, _MAX_TURNS, _REST_SECONDS = 0.02, 60, 0.03
 
 
 class Side(NamedTuple):
@@ -93,6 +93,7 @@ class Case:
     - `error`: of what a side returned, from an independent referee.
     - `steps`: the number of steps in what a side returned, where there are any.
     - `goals`: what is claimed. Reported only: a clock fails no run.
+    - `seconds`: for how long the sides take turns.
     """
 
     panel: str
@@ -104,6 +105,7 @@ class Case:
     xlabel: str = "n"
     steps: Callable[[Any], int] | None = None
     goals: tuple[Goal, ...] = ()
+    seconds: float = 6.0
 
 
 @contextlib.contextmanager
@@ -142,9 +144,11 @@ def _prepare(side: Side, args: tuple) -> tuple[Callable[[], Any], dict[str, Any]
     return lambda: jax.block_until_ready(compiled(*args)), noted
 
 
-def _least_times(calls: dict[str, Callable[[], Any]], quick: bool) -> dict[str, float]:
+def _least_times(
+    calls: dict[str, Callable[[], Any]], seconds: float
+) -> dict[str, float]:
     least = dict.fromkeys(calls, math.inf)
-    stop = time.perf_counter() + (0.5 if quick else _CASE_SECONDS)
+    stop = time.perf_counter() + seconds
     for turn in range(_MAX_TURNS):
         if turn >= 2 and time.perf_counter() > stop:
             break
@@ -175,7 +179,7 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         if case.steps is not None:
             sides[name]["steps"] = int(case.steps(answer))
         del answer
-    least = _least_times(calls, quick)
+    least = _least_times(calls, min(0.5, case.seconds) if quick else case.seconds)
     first = least.get(next(iter(case.sides)))
     for name, seconds in least.items():
         ratio = None if first is None else first / seconds

@@ -179,8 +179,8 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
 
         −argmin_p ‖J p − r‖² + λ ‖p‖²,    λ = 1/step_size.
 
-    The steps are those of [`optimistix.DampedNewtonDescent`][], which it can replace in
-    any [`optimistix.AbstractGaussNewton`][]. That one makes and factorises the matrix
+    The steps are those of `optimistix.DampedNewtonDescent`, which it can replace in
+    any `optimistix.AbstractGaussNewton`. That one makes and factorises the matrix
     [J; √λ I] in every step; this one makes J = Q R when a point is accepted, keeps R
     and Qᴴ r, and works on n×n for every step that is tried from there.
 
@@ -229,7 +229,7 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
         −argmin_p ‖J p − r‖²    with  ‖p‖ ≤ step_size ‖p₀‖,
 
     which is the damped step for the λ that solves the secular equation ‖p(λ)‖ =
-    step_size ‖p₀‖, to a hundredth. As [`optimistix.IndirectDampedNewtonDescent`][],
+    step_size ‖p₀‖, to a hundredth. As `optimistix.IndirectDampedNewtonDescent`,
     where every λ that is tried costs a factorisation of [J; √λ I]. Here, J is
     factorised when a point is accepted, and so is R = U Σ Vᴴ; the iteration then costs
     O(k) a λ, k = min(m, n), and the step itself O(n k).

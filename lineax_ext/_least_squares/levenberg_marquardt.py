@@ -41,7 +41,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     """The Levenberg–Marquardt method, which factorises once a point.
 
     Solves min ½ ‖r(y)‖² for m residuals of n parameters. With the default settings it
-    takes the steps of [`optimistix.LevenbergMarquardt`][], which it replaces: same
+    takes the steps of `optimistix.LevenbergMarquardt`, which it replaces: same
     iterates (to rounding), same `options`, same results. It differs in the cost. A step
     that is rejected costs one evaluation of r and O(n³), where the original makes and
     factorises a matrix of m + n rows; one that is accepted, O(m n²).
@@ -112,7 +112,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
 class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     """The Levenberg–Marquardt method in a trust region, which factorises once a point.
 
-    As [`optimistix.IndirectLevenbergMarquardt`][]: the length of a step is given, and
+    As `optimistix.IndirectLevenbergMarquardt`: the length of a step is given, and
     the damping found that leads to it. There, every damping that is tried costs a
     factorisation of m + n rows. Here it costs O(n), on the singular values of one
     factorisation for each accepted point: this is no dearer than
