@@ -123,9 +123,10 @@ class AbstractFactorisedDescent(
 
     def init(self, y: _Y, f_info_struct: Any) -> _State[_Problem]:
         # Not the shapes of `query`: tracing a Jacobian twice takes time.
+        split = _is_split(f_info_struct)
         m, n = f_info_struct.jac.out_size(), f_info_struct.jac.in_size()
         dtype = result_dtype(f_info_struct.residual)
-        if _is_split(f_info_struct):
+        if split:
             m, dtype = 2 * m, jnp.finfo(dtype).dtype
         matrix = jax.ShapeDtypeStruct((m, n), dtype)
         residual = jax.ShapeDtypeStruct((m,), dtype)
