@@ -43,7 +43,7 @@ def solve(problem: nist.Problem, solver):
     return run
 
 
-def scipy_solve(problem: nist.Problem):
+def scipy_solve(problem: nist.Problem, method: str = "lm"):
     residual = jax.jit(problem.residual)
     jacobian = jax.jit(jax.jacfwd(problem.residual))
 
@@ -53,7 +53,7 @@ def scipy_solve(problem: nist.Problem):
                 lambda y: np.asarray(residual(y)),
                 y,
                 lambda y: np.asarray(jacobian(y)),  # pyright: ignore
-                method="lm",
+                method=method,  # pyright: ignore
                 x_scale="jac",
                 xtol=1e-14,
                 ftol=1e-14,
@@ -63,6 +63,16 @@ def scipy_solve(problem: nist.Problem):
         return out.x, out.nfev
 
     return run
+
+
+def sides(problem: nist.Problem) -> dict[str, Side]:
+    theirs = optx.LevenbergMarquardt(1e-10, 1e-10)
+    ours = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian")
+    return {
+        "SciPy lm": Side(scipy_solve(problem), host=True, may_fail=True),
+        "optimistix": Side(solve(problem, theirs), may_fail=True),
+        "lineax_ext": Side(solve(problem, ours)),
+    }
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -75,16 +85,10 @@ def cases(quick: bool) -> Iterator[Case]:
             def error(out, certified=certified) -> float:
                 return float(np.max(np.abs(np.asarray(out[0]) / certified - 1)))
 
-            scaled = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian")
-            theirs = optx.LevenbergMarquardt(1e-10, 1e-10)
             yield Case(
                 panel=f"start {start + 1}",
                 x=name,
-                sides={
-                    "SciPy lm": Side(scipy_solve(problem), host=True, may_fail=True),
-                    "optimistix": Side(solve(problem, theirs), may_fail=True),
-                    "lineax_ext": solve(problem, scaled),
-                },
+                sides=sides(problem),
                 args=(jnp.asarray(problem.starts[start]),),
                 error=error,
                 tolerance=1e-5,

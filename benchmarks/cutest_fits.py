@@ -4,9 +4,9 @@ The nonlinear equations of CUTEst, as translated by the package sif2jax, that ar
 least-squares problems: at most 30 unknowns, no more unknowns than residuals, no bounds,
 not linear, finite where they start. From there, by the sides of `certified_fits`.
 
-The error is how much the sum of squares exceeds the least one found by any side, by
-SciPy's `trf` from the same start, or by it from the best of these, relative to that
-least one, or, where it vanishes, to 1e-8 of the first. Above 1e-6 a side has failed.
+The error is how much the sum of squares exceeds the least one found by any side, or by
+SciPy's `trf` from the same start, relative to that least one, or, where it vanishes, to
+1e-8 of the first. Above 1e-6 a side has failed.
 Reported only: a side may fail. Without sif2jax, and with `--quick`, there are only two
 problems of NIST.
 """
@@ -17,14 +17,10 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optimistix as optx
-import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
-import lineax_ext as lxe
-
-from .certified_fits import nist, scipy_solve, solve
-from .harness import Case, Side
+from .certified_fits import nist, scipy_solve, sides
+from .harness import Case
 
 
 def cutest() -> Iterator[nist.Problem]:
@@ -64,22 +60,12 @@ def least(problem: nist.Problem) -> tuple[float, float]:
     elsewhere = np.asarray(jacobian(1.01 * start + 1e-3))
     if np.allclose(at_start[1], elsewhere, rtol=1e-13, atol=0):
         return np.nan, np.nan  # linear
-    found = [np.sum(at_start[0] ** 2)]
+    first = float(np.sum(at_start[0] ** 2))
+    found = [first]
     for method in ("trf", "lm"):
-        with np.errstate(all="ignore"):
-            out = scipy.optimize.least_squares(
-                lambda y: np.asarray(residual(y)),
-                start,
-                lambda y: np.asarray(jacobian(y)),  # pyright: ignore
-                method=method,
-                x_scale="jac",
-                xtol=1e-14,
-                ftol=1e-14,
-                gtol=1e-14,
-                max_nfev=2000,
-            )
-        found.append(2 * out.cost)
-    return float(found[0]), float(np.nanmin(found))
+        y, _ = scipy_solve(problem, method)(start)
+        found.append(float(np.sum(np.asarray(residual(y)) ** 2)))
+    return first, float(np.nanmin(found))
 
 
 def cases(quick: bool) -> Iterator[Case]:
@@ -88,13 +74,14 @@ def cases(quick: bool) -> Iterator[Case]:
         first, best = least(problem)
         if not np.isfinite(first) or first == 0:
             continue
-        scaled = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian")
-        theirs = optx.LevenbergMarquardt(1e-10, 1e-10)
-        runs = solve(problem, theirs), solve(problem, scaled)
+        by_name = {
+            k: side._replace(may_fail=True) for k, side in sides(problem).items()
+        }
         start = jnp.asarray(problem.starts[0])
         squares = jax.jit(lambda y, p=problem: jnp.sum(p.residual(y) ** 2))
-        for run in runs:
-            best = np.fmin(best, float(squares(jax.jit(run)(start)[0])))
+        for name in ("optimistix", "lineax_ext"):
+            found, _ = jax.jit(by_name[name].fn)(start)  # pyright: ignore
+            best = np.fmin(best, float(squares(found)))
 
         def error(out, best=best, first=first, squares=squares) -> float:
             excess = float(squares(jnp.asarray(out[0]))) - best
@@ -103,11 +90,7 @@ def cases(quick: bool) -> Iterator[Case]:
         yield Case(
             panel="from the start of CUTEst",
             x=problem.name,
-            sides={
-                "SciPy lm": Side(scipy_solve(problem), host=True, may_fail=True),
-                "optimistix": Side(runs[0], may_fail=True),
-                "lineax_ext": Side(runs[1], may_fail=True),
-            },
+            sides=by_name,
             args=(start,),
             error=error,
             tolerance=1e-6,

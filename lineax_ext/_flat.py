@@ -36,6 +36,10 @@ def result_dtype(tree: PyTree[Any]) -> jnp.dtype:
         return jnp.result_type(*[x.dtype for x in leaves])
 
 
+def is_complex(tree: PyTree[Any]) -> bool:
+    return jnp.issubdtype(result_dtype(tree), jnp.complexfloating)
+
+
 def tree_size(structure: PyTree[jax.ShapeDtypeStruct]) -> int:
     return sum(math.prod(x.shape) for x in jtu.tree_leaves(structure))
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact
 
-from ._structure.extract import map_chunked, reader, untagged
+from ._structure.extract import basis_vector, map_chunked, reader, untagged
 
 
 def as_matrix(operator: lx.AbstractLinearOperator) -> Inexact[Array, "m n"]:
@@ -32,10 +32,7 @@ def as_matrix(operator: lx.AbstractLinearOperator) -> Inexact[Array, "m n"]:
         # is applied to them, and slowed the Jacobian of a network down by half.
         stacked = map_chunked(read.apply, jnp.eye(count, dtype=read.dtype))
     else:
-
-        def basis(index):
-            return (lax.iota(jnp.int32, count) == index).astype(read.dtype)
-
+        basis = lambda index: basis_vector(index, count, read.dtype)
         indices = lax.iota(jnp.int32, count)
         stacked = map_chunked(lambda index: read.apply(basis(index)), indices)
     return stacked.T if read.by == "columns" else stacked

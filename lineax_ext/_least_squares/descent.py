@@ -11,7 +11,15 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Inexact, PyTree, Scalar, ScalarLike
 
-from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
+from .._flat import (
+    freeze,
+    FrozenStructure,
+    is_complex,
+    ravel,
+    result_dtype,
+    thaw,
+    unravel,
+)
 from .._materialise import as_matrix
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
@@ -44,10 +52,6 @@ def _(primals, tangents):
     )
 
 
-def _is_complex(structure: PyTree[Any]) -> bool:
-    return jnp.issubdtype(result_dtype(structure), jnp.complexfloating)
-
-
 def _is_split(f_info: Any) -> bool:
     """Whether residuals are complex and parameters real; errors for what cannot be."""
     if not isinstance(f_info, optx.FunctionInfo.ResidualJac):
@@ -55,9 +59,9 @@ def _is_split(f_info: Any) -> bool:
             "The descents of `lineax_ext` are for least squares, as in "
             "`optimistix.least_squares`. To damp a Hessian, use those of `optimistix`."
         )
-    residual_complex = _is_complex(f_info.residual)
+    residual_complex = is_complex(f_info.residual)
     parameters = jax.tree.leaves(f_info.jac.in_structure())
-    parameters_complex = [_is_complex(leaf) for leaf in parameters]
+    parameters_complex = [is_complex(leaf) for leaf in parameters]
     if any(parameters_complex) and not (all(parameters_complex) and residual_complex):
         raise ValueError(
             "Complex parameters need complex residuals, and no real parameters among "

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
+from .._flat import freeze, FrozenStructure, is_complex, ravel, thaw, unravel
 from .._materialise import as_matrix
 
 
@@ -80,11 +80,7 @@ def frozen_matrix(
     lineax takes derivatives from the operator and the answers, never from a state;
     `ormqr` could not even be differentiated.
     """
-    in_complex, out_complex = (
-        jnp.issubdtype(result_dtype(x), jnp.complexfloating)
-        for x in (operator.in_structure(), operator.out_structure())
-    )
-    if in_complex != out_complex:
+    if is_complex(operator.in_structure()) != is_complex(operator.out_structure()):
         raise ValueError(
             f"`{solver}` was given an operator between a real and a complex space. Its "
             "least-squares problem is one over the reals: stack the real and the "

@@ -10,7 +10,14 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PRNGKeyArray, PyTree
 
-from .extract import map_chunked, read_band, read_diagonals, Reader, reader
+from .extract import (
+    basis_vector,
+    map_chunked,
+    read_band,
+    read_diagonals,
+    Reader,
+    reader,
+)
 from .pattern import bandwidth
 
 
@@ -109,8 +116,7 @@ def _largest_forbidden(read: Reader, *, lower: bool) -> tuple[Array, Array]:
     size, length = (n, m) if read.by == "columns" else (m, n)
 
     def column(index):
-        seed = (lax.iota(jnp.int32, size) == index).astype(read.dtype)
-        out = jnp.abs(read.apply(seed))
+        out = jnp.abs(read.apply(basis_vector(index, size, read.dtype)))
         row = lax.iota(jnp.int32, length)
         forbidden = row < index if lower else row > index
         return jnp.stack([jnp.max(jnp.where(forbidden, out, 0)), jnp.max(out)])

@@ -97,6 +97,10 @@ def _row_reader(vjp, operator):
     return apply
 
 
+def basis_vector(index: Int[Array, ""], size: int, dtype: Any) -> Array:
+    return (lax.iota(jnp.int32, size) == index).astype(dtype)
+
+
 #
 # Applying to many seeds
 #
@@ -243,7 +247,7 @@ def read_diagonals(
         return {d: jnp.zeros((0,), read.dtype) for d in offsets}
 
     def entries(index):
-        out = read.apply((lax.iota(jnp.int32, size) == index).astype(read.dtype))
+        out = read.apply(basis_vector(index, size, read.dtype))
         at = [jnp.clip(index + i - j, 0, length - 1) for i, j, _ in spans.values()]
         return out[jnp.stack(at)]
 
