@@ -23,8 +23,7 @@ from .._flat import (
 from .._materialise import as_matrix
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
-from .._solver.damped_svd import damped_coefficients, DampedSVD
-from .._solver.householder import matmul
+from .._solver.damped_svd import DampedSVD
 from .secular import secular_damping
 
 
@@ -269,11 +268,10 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
         return self.linear_solver.spectrum(operator, residual)
 
     def _solve(self, step_size, problem):
-        sigma, coefficients, basis = problem
+        sigma, coefficients, _ = problem
         step_size = step_size.astype(sigma.dtype)
-        newton = jnp.linalg.norm(damped_coefficients(sigma, coefficients, 0))
+        newton = jnp.linalg.norm(problem.damped(0))
         damping = secular_damping(
             sigma, coefficients, newton * step_size, self.lambda_0, self.root_finder
         )
-        damping = jnp.where(step_size < 1, damping, 0)
-        return matmul(basis, damped_coefficients(sigma, coefficients, damping))
+        return problem.solution(jnp.where(step_size < 1, damping, 0))

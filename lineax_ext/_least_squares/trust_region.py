@@ -11,8 +11,6 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar, ScalarLike
 
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
-from .._solver.damped_svd import damped_coefficients
-from .._solver.householder import matmul
 from .descent import AbstractFactorisedDescent
 from .secular import secular_damping
 
@@ -87,7 +85,7 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         matrix = matrix / scale.astype(matrix.dtype)[None, :]
         operator = lx.MatrixLinearOperator(matrix)
         spectrum = self.linear_solver.spectrum(operator, residual)
-        newton = _length(damped_coefficients(spectrum.sigma, spectrum.coefficients, 0))
+        newton = _length(spectrum.damped(0))
 
         last = _length((y - last_y), last_scale)
         first = _length(y, scale)
@@ -96,10 +94,10 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         return _Problem(spectrum, scale, unit, y, jnp.array(True))
 
     def _solve(self, step_size, problem):
-        sigma, coefficients, basis = problem.spectrum
+        sigma, coefficients, _ = problem.spectrum
         radius = step_size.astype(sigma.dtype) * problem.unit
         damping = secular_damping(sigma, coefficients, radius)
-        z = matmul(basis, damped_coefficients(sigma, coefficients, damping))
+        z = problem.spectrum.solution(damping)
         return z / problem.scale.astype(z.dtype)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .householder import householder_qr, q_multiply_columns
+from .householder import householder_qr, matmul, q_multiply_columns
 from .orientation import Orientation
 
 
@@ -104,6 +104,18 @@ class Spectrum(NamedTuple):
     sigma: Float[Array, " k"]
     coefficients: Inexact[Array, " k"]
     basis: Inexact[Array, "n k"]
+
+    def damped(self, damping: ScalarLike) -> Inexact[Array, " k"]:
+        """(Σ² + λ)⁻¹ Σ Uᴴ b, where zero singular values have no part."""
+        sigma, coefficients, _ = self
+        positive = sigma > 0
+        safe = jnp.where(positive, sigma, 1)
+        damping = jnp.asarray(damping).astype(sigma.dtype)
+        weights = jnp.where(positive, 1 / (safe + damping / safe), 0)
+        return weights.astype(coefficients.dtype) * coefficients
+
+    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
+        return matmul(self.basis, self.damped(damping))
 
 
 def unwrap(

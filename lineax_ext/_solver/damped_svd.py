@@ -58,22 +58,7 @@ class _Path(eqx.Module):
     in_structure: FrozenStructure = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
-        sigma, coefficients, basis = self.spectrum
-        weighted = damped_coefficients(sigma, coefficients, damping)
-        return unravel(matmul(basis, weighted), thaw(self.in_structure))
-
-
-def damped_coefficients(
-    sigma: Float[Array, " k"],
-    coefficients: Inexact[Array, " k"],
-    damping: ScalarLike,
-) -> Inexact[Array, " k"]:
-    """(Σ² + λ)⁻¹ Σ c, where zero singular values have no part in the solution."""
-    positive = sigma > 0
-    safe = jnp.where(positive, sigma, 1)
-    damping = jnp.asarray(damping).astype(sigma.dtype)
-    weights = jnp.where(positive, 1 / (safe + damping / safe), 0)
-    return weights.astype(coefficients.dtype) * coefficients
+        return unravel(self.spectrum.solution(damping), thaw(self.in_structure))
 
 
 class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
