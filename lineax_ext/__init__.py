@@ -8,6 +8,11 @@ import importlib.metadata
 
 from . import _rules as _rules
 from ._damped_solve import damped_solve as damped_solve
+from ._determinant import (
+    inv_quad_logdet as inv_quad_logdet,
+    logdet as logdet,
+    slogdet as slogdet,
+)
 from ._least_squares import (
     DampedNewtonDescent as DampedNewtonDescent,
     GainRatioTrustRegion as GainRatioTrustRegion,
