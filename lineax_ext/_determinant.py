@@ -41,14 +41,9 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
     dA), from the same factorisation, and with no more of A⁻¹ than A has entries. O(n)
     for a tridiagonal operator; n³ more for Cholesky, 2n³ more for LU.
 
-    An operator of another class can have a rule of its own, which
-    [`lineax_ext.logdet`][] and [`lineax_ext.inv_quad_logdet`][] then use, too:
-
-    ```python
-    @lxe.slogdet.register
-    def _(operator: MyLinearOperator):
-        return sign, logabsdet
-    ```
+    A class of operators can have a rule of its own, by `slogdet.register(cls, rule)`,
+    where `rule(operator)` returns `(sign, logabsdet)`. Then [`lineax_ext.logdet`][] and
+    [`lineax_ext.inv_quad_logdet`][] use it, too, also inside of products and scalings.
 
     **Arguments:**
 
@@ -109,10 +104,8 @@ def inv_quad_logdet(
     !!! Example
 
         ```python
-        def negative_log_likelihood(matrix, y):
-            operator = lx.MatrixLinearOperator(matrix, lx.positive_semidefinite_tag)
-            quad, logdet = lxe.inv_quad_logdet(operator, y)
-            return (quad + logdet + y.size * jnp.log(2 * jnp.pi)) / 2
+        quad, logdet = lxe.inv_quad_logdet(operator, vector)
+        log_likelihood = -(quad + logdet + vector.size * jnp.log(2 * jnp.pi)) / 2
         ```
 
     **Arguments:**

@@ -51,7 +51,7 @@ def test_readme():
 
 @pytest.mark.parametrize("block", list(_documented()))
 def test_docstring(block):
-    matrix = jr.normal(jr.key(0), (5, 5)) * jnp.eye(5)
+    matrix = jnp.abs(jr.normal(jr.key(0), (5, 5))) * jnp.eye(5)
     namespace = dict(
         # A fit, whose Jacobian is that matrix.
         residuals=lambda y, args: matrix @ y - 1,
@@ -73,6 +73,9 @@ def test_docstring(block):
         found, expected = namespace["solutions"], [d / (d**2 + x) for x in (0.1, 1.0)]
     elif "sol" in namespace:
         found, expected = namespace["sol"].value, 1 / d
+    elif "quad" in namespace:
+        terms = np.sum(1 / d) + np.sum(np.log(2 * np.pi * d))
+        found, expected = namespace["log_likelihood"], -terms / 2
     else:
         found, expected = namespace["solution"].value, 1 / d
     np.testing.assert_allclose(found, expected, rtol=1e-10)
