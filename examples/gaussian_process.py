@@ -2,8 +2,8 @@
 
 The kernel is that of Rasmussen and Williams (*Gaussian Processes for Machine Learning*,
 §5.4.3, 2006): a smooth trend, a season that slowly changes, irregularities of some
-years, and noise. Eleven hyperparameters are fitted to the record, which statsmodels ships,
-by optimistix's BFGS on the log-likelihood
+years, and noise. Eleven hyperparameters are fitted to the record, which statsmodels
+ships, by optimistix's BFGS on the log-likelihood
 
     log p(y) = −½ (yᵀ K⁻¹ y + log det K + n log 2π),
 
@@ -118,10 +118,9 @@ def scikit_learn(log, data) -> float:
         + sk.WhiteKernel(p["white noise"] ** 2)
     )
     t, y = data
-    model: Any = GaussianProcessRegressor(kernel, alpha=0, optimizer=None).fit(
-        t[:, None], y
-    )
-    return float(model.log_marginal_likelihood(model.kernel_.theta))
+    model = GaussianProcessRegressor(kernel, alpha=0).set_params(optimizer=None)
+    fitted: Any = model.fit(t[:, None], y)
+    return float(fitted.log_marginal_likelihood(fitted.kernel_.theta))
 
 
 def predict(log, data, new):
