@@ -13,7 +13,9 @@ from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
 from ._flat import is_complex, ravel, result_dtype, unravel
 from ._materialise import as_matrix
+from ._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from ._solver import factored
+from ._solver.block_tridiagonal import BlockTridiagonal
 from ._solver.factored import Factored
 from ._structure.extract import untagged
 
@@ -33,13 +35,13 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
         det A = sign · exp(logabsdet)
 
     By the structure that the operator or its tags say: diagonal or triangular, O(n)
-    after reading the diagonal; tridiagonal, O(n); positive or negative semidefinite, by
-    Cholesky, n³/3; otherwise LU, 2n³/3. Products of square operators, scalings and
-    negations are taken apart, not formed.
+    after reading the diagonal; tridiagonal, O(n); block-tridiagonal, O(N k³); positive
+    or negative semidefinite, by Cholesky, n³/3; otherwise LU, 2n³/3. Products of square
+    operators, scalings and negations are taken apart, not formed.
 
-    Differentiable any number of times, forward and reverse: d log|det A| = Re tr(A⁻¹
-    dA), from the same factorisation, and with no more of A⁻¹ than A has entries. O(n)
-    for a tridiagonal operator; n³ more for Cholesky, 2n³ more for LU.
+    Differentiable any number of times, forward and reverse, by d log|det A| = Re tr(A⁻¹
+    dA), with no more of A⁻¹ than A has entries, and without another factorisation:
+    again O(n) or O(N k³), n³ for Cholesky, 2n³ for LU.
 
     A class of operators can have a rule of its own, by `slogdet.register(cls, rule)`,
     where `rule(operator)` returns `(sign, logabsdet)`. Then [`lineax_ext.logdet`][] and
@@ -300,6 +302,14 @@ def _(operator: lx.TaggedLinearOperator, positive):
 def _(operator: lx.IdentityLinearOperator, positive):
     del positive
     return _identity(operator)
+
+
+@_by_structure.register
+def _(operator: BlockTridiagonalLinearOperator, positive):
+    blocks = operator.diagonal, operator.lower_diagonal, operator.upper_diagonal
+    solve = lambda vector: _linear_solve(operator, vector, BlockTridiagonal())
+    factors = Factored(*factored.block_tridiagonal_slogdet(*blocks), solve)
+    return _checked(factors, positive)
 
 
 @_by_structure.register

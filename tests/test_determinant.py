@@ -30,6 +30,7 @@ import lineax_ext as lxe
 
 
 N = 5
+BLOCKS = 3
 PSD = lx.positive_semidefinite_tag
 
 
@@ -57,6 +58,28 @@ def tridiagonal_operator(matrix, tags=()):
     diagonals = [np.diagonal(matrix, offset) for offset in (0, -1, 1)]
     operator = lx.TridiagonalLinearOperator(*map(jnp.asarray, diagonals))
     return lx.TaggedLinearOperator(operator, tags) if tags else operator
+
+
+def block_tridiagonal_operator(x):
+    """Of the blocks of size two that are on the three diagonals."""
+    blocks = x.reshape(BLOCKS, 2, BLOCKS, 2).swapaxes(1, 2)
+    at = jnp.arange(BLOCKS)
+    return lxe.BlockTridiagonalLinearOperator(
+        blocks[at, at], blocks[at[1:], at[:-1]], blocks[at[:-1], at[1:]]
+    )
+
+
+def block_band(x):
+    blocks = np.arange(2 * BLOCKS) // 2
+    near = np.abs(blocks[:, None] - blocks[None]) <= 1
+    return x * near.astype(x.dtype)
+
+
+def block_tridiagonal(dtype):
+    """With a block of zeros first: pivots come from the next block row."""
+    matrix = block_band(normal((2 * BLOCKS,) * 2, dtype))
+    matrix[:2, :2] = 0
+    return block_tridiagonal_operator(jnp.asarray(matrix)), matrix
 
 
 def definite_tridiagonal(dtype):
@@ -119,6 +142,7 @@ STRUCTURED = {
     "diagonal": diagonal,
     "identity": identity,
     "tridiagonal": lambda dtype: pair(tridiagonal_operator, tridiagonal(dtype)),
+    "block-tridiagonal": block_tridiagonal,
     "definite tridiagonal": lambda dtype: pair(
         tridiagonal_operator, definite_tridiagonal(dtype), PSD
     ),
@@ -165,7 +189,7 @@ def expected_terms(operator, matrix, b):
 @over_operators
 def test_values(make, dtype):
     operator, matrix = make(dtype)
-    b = normal((N,), dtype, 7)
+    b = normal(matrix.shape[:1], dtype, 7)
     vector = unflatten(b, operator.out_structure())
     sign, logabsdet = lxe.slogdet(operator)
     rtol = 100 * tolerance(dtype)
@@ -207,6 +231,7 @@ DERIVED = {
         lambda x: lx.TridiagonalLinearOperator(*map(x.diagonal, (0, -1, 1))),
         lambda x: x,
     ),
+    "block-tridiagonal": (block_band, block_tridiagonal_operator, lambda x: x),
     "product": (
         lambda x: x,
         lambda x: (matrix_operator(x) @ jacobian_operator(x)) * x[0, 0],
@@ -229,7 +254,7 @@ DERIVED = {
         lambda x: x,
     ),
 }
-COMPLEX = ("matrix", "definite", "tridiagonal", "product")
+COMPLEX = ("matrix", "definite", "tridiagonal", "block-tridiagonal", "product")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +264,8 @@ COMPLEX = ("matrix", "definite", "tridiagonal", "product")
 def test_derivatives(name, dtype):
     """First and second, forward and reverse and all orders of them, by differences."""
     project, make_operator, as_matrix = DERIVED[name]
-    x, v, b = definite(N, dtype), normal((N, N), dtype, 2), normal((N,), dtype, 7)
+    n = 2 * BLOCKS if name == "block-tridiagonal" else N
+    x, v, b = definite(n, dtype), normal((n, n), dtype, 2), normal((n,), dtype, 7)
     x[0, 0] += 1
 
     def weigh(quad, sign, logabsdet):
@@ -393,7 +419,7 @@ def test_large_tridiagonal():
 @pytest.mark.parametrize("make", STRUCTURED.values(), ids=STRUCTURED)
 def test_structure_is_used(make):
     operator, matrix = make(np.float64)
-    b = unflatten(np.ones(N), operator.out_structure())
+    b = unflatten(np.ones(len(matrix)), operator.out_structure())
     with dense_path_fails():
         _, logabsdet = lxe.slogdet(operator)
         lxe.inv_quad_logdet(operator, b, throw=False)
@@ -423,6 +449,9 @@ def singular_matrices():
     laplacian = np.diag([1.0, 2, 2, 1]) - np.eye(4, k=1) - np.eye(4, k=-1)
     yield "tridiagonal", tridiagonal_operator(laplacian), laplacian
     yield "definite tridiagonal", tridiagonal_operator(laplacian, PSD), laplacian
+    blocks = np.zeros((6, 6))
+    blocks[:2, 2:4] = blocks[2:4, :2] = np.eye(2)
+    yield "block-tridiagonal", block_tridiagonal_operator(jnp.asarray(blocks)), blocks
     zero = np.diag([1.0, 0, 2])
     yield "diagonal", lx.DiagonalLinearOperator(jnp.array([1.0, 0, 2])), zero
     yield "product", matrix_operator(ones) @ matrix_operator(ones), ones @ ones

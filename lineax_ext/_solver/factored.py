@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Inexact
 
 from .cholesky_inverse import cholesky_inverse
 from .householder import matmul
+from .sign import lu_slogdet, phase
 from .two_sided import tridiagonal_minors, tridiagonal_of_inverse
+from .two_sided_blocks import blocks_of_inverse, eliminate_blocks
 
 
 _Scalar = Inexact[Array, ""]
@@ -33,14 +35,6 @@ class Factored(NamedTuple):
         one = jnp.where(true, 1, jnp.nan).astype(self.logabsdet.dtype)
         sign = self.sign * one.astype(self.sign.dtype)
         return Factored(sign, self.logabsdet * one, self.solve)
-
-
-def phase(x: Array) -> Array:
-    """x / |x|, or 0; with a derivative where x is complex (`jnp.sign` has none)."""
-    if not jnp.iscomplexobj(x):
-        return jnp.sign(x)
-    zero = x == 0
-    return jnp.where(zero, 0, x / jnp.abs(jnp.where(zero, 1, x)).astype(x.dtype))
 
 
 #
@@ -92,6 +86,25 @@ def _(primals, tangents):
     trace = trace + jnp.sum(upper * tangents[1]) + jnp.sum(lower * tangents[2])
     out = sign, logabsdet, smallest
     return out, (*_slogdet_tangents(sign, trace), jnp.zeros_like(smallest))
+
+
+@jax.custom_jvp
+def block_tridiagonal_slogdet(diagonal, lower_diagonal, upper_diagonal):
+    """`(sign, logabsdet)`, O(N k³)."""
+    lower = jnp.pad(lower_diagonal, ((1, 0), (0, 0), (0, 0)))
+    upper = jnp.pad(upper_diagonal, ((0, 1), (0, 0), (0, 0)))
+    left = eliminate_blocks(diagonal, lower, upper)
+    return left.sign, left.logabsdet
+
+
+@block_tridiagonal_slogdet.defjvp
+def _(primals, tangents):
+    diagonal, lower, upper, sign, logabsdet = blocks_of_inverse(*primals)
+    # tr(A⁻¹ dA)
+    inner = lambda x, dx: jnp.sum(jnp.swapaxes(x, 1, 2) * dx)
+    trace = inner(diagonal, tangents[0])
+    trace = trace + inner(upper, tangents[1]) + inner(lower, tangents[2])
+    return (sign, logabsdet), _slogdet_tangents(sign, trace)
 
 
 def _slogdet_tangents(sign, trace):
@@ -194,10 +207,7 @@ def _(axis_size, in_batched, matrix, failed):
 def lu(matrix: Inexact[Array, "n n"]) -> Factored:
     """P A = L U."""
     packed, pivots, _ = lax.linalg.lu(lax.stop_gradient(matrix))
-    diagonal = jnp.diagonal(packed)
-    swaps = jnp.sum(pivots != jnp.arange(pivots.size, dtype=pivots.dtype))
-    sign = jnp.prod(phase(diagonal)) * (1 - 2 * (swaps % 2)).astype(matrix.dtype)
-    logabsdet = jnp.sum(jnp.log(jnp.abs(diagonal)))
+    sign, logabsdet = lu_slogdet(packed, pivots)
 
     def invert(factors):
         return _lu_solve(factors, jnp.eye(pivots.size, dtype=matrix.dtype), 0)

@@ -1,4 +1,4 @@
-"""Determinants of tridiagonal matrices, and the inverse next to their diagonal."""
+"""Determinants of tridiagonal matrices, and the inverse near their diagonal."""
 
 from typing import NamedTuple
 

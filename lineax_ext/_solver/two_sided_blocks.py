@@ -1,4 +1,4 @@
-"""Determinants of block-tridiagonal matrices, and the inverse next to their diagonal."""
+"""Determinants of block-tridiagonal matrices, and the inverse near their diagonal."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from .householder import matmul
-from .factored import phase
+from .sign import lu_slogdet
 
 
 class BlockElimination(NamedTuple):
@@ -62,16 +62,10 @@ def eliminate_blocks(diagonal, lower, upper) -> BlockElimination:
     packed, pivots, _ = lax.linalg.lu(last)
     step_sign, step_log = lu_slogdet(packed, pivots)
     first = diagonal[0], upper[0], eye
-    here, next, own = jax.tree.map(lambda x, y: jnp.concatenate([x[None], y]), first, out)
+    here, next, own = jax.tree.map(
+        lambda x, y: jnp.concatenate([x[None], y]), first, out
+    )
     return BlockElimination(here, next, own, sign * step_sign, logabsdet + step_log)
-
-
-def lu_slogdet(packed, pivots):
-    """Of the square upper triangle, and of the permutation."""
-    diagonal = jnp.diagonal(packed)
-    swaps = jnp.sum(pivots != jnp.arange(pivots.size, dtype=pivots.dtype))
-    sign = jnp.prod(phase(diagonal)) * (1 - 2 * (swaps % 2)).astype(packed.dtype)
-    return sign, jnp.sum(jnp.log(jnp.abs(diagonal)))
 
 
 def blocks_of_inverse(diagonal, lower, upper):
