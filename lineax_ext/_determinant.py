@@ -4,11 +4,11 @@ import functools as ft
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
 from ._flat import is_complex, ravel, result_dtype, unravel
@@ -40,8 +40,8 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
     operators, scalings and negations are taken apart, not formed.
 
     Differentiable any number of times, forward and reverse, by d log|det A| = Re tr(A⁻¹
-    dA), with no more of A⁻¹ than A has entries, and without another factorisation:
-    again O(n) or O(N k³), n³ for Cholesky, 2n³ for LU.
+    dA), with no more of A⁻¹ than A has entries: again O(n) or O(N k³); for a dense
+    matrix from the factors that are there, 2n³/3 for Cholesky, 2n³ for LU.
 
     A class of operators can have a rule of its own, by `slogdet.register(cls, rule)`,
     where `rule(operator)` returns `(sign, logabsdet)`. Then [`lineax_ext.logdet`][] and
@@ -54,8 +54,9 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
     **Returns:**
 
     `(sign, logabsdet)`: 1 or −1 (or a complex number of modulus 1) and a real
-    number. Of a singular operator, 0 and −inf. Both are nan if a tag of
-    semidefiniteness is found to be false, or an entry is nan.
+    number. Of a singular operator, 0 and −inf. Both are nan if the operator is tagged
+    as semidefinite and is found not to be: by Cholesky, or from the entries of a
+    diagonal or tridiagonal operator. (With other structure nothing is found out.)
 
     **Raises:**
 
@@ -95,9 +96,11 @@ def inv_quad_logdet(
     *,
     throw: bool = True,
 ) -> tuple[_Scalar, _Scalar]:
-    """The two terms of a Gaussian's logarithm, from one factorisation.
+    """The two terms of a Gaussian's logarithm, together.
 
         bᴴ A⁻¹ b,    log det A
+
+    A dense matrix is factorised once for both and for all of their derivatives.
 
     The log-likelihood of b under N(0, A) is −½ (bᴴ A⁻¹ b + log det A + n log 2π). See
     [`lineax_ext.slogdet`][] for the structures and the derivatives; the derivative of
@@ -123,8 +126,9 @@ def inv_quad_logdet(
 
     **Raises:**
 
-    `ValueError` if the operator is not square, or the vector does not fit. At run time,
-    if `throw`, an `equinox.EquinoxRuntimeError`.
+    `ValueError` if the operator is not square, or the vector does not fit: has
+    another structure, is complex where the operator is real, or of higher precision. At
+    run time, if `throw`, an `equinox.EquinoxRuntimeError`.
 
     ??? cite "Reference"
 
@@ -135,16 +139,24 @@ def inv_quad_logdet(
     _check(operator, "inv_quad_logdet")
     structure = operator.out_structure()
     vector = jtu.tree_map(jnp.asarray, vector)
-    found = jax.eval_shape(lambda: vector)
-    if jtu.tree_structure(found) != jtu.tree_structure(structure) or any(
-        x.shape != s.shape
-        for x, s in zip(jtu.tree_leaves(found), jtu.tree_leaves(structure))
-    ):
+    if not _fits(vector, structure):
         raise ValueError(
             "`inv_quad_logdet(operator, vector)`: the vector must have the structure "
-            f"of the operator's output, {structure}; found {found}."
+            f"of the operator's output, {structure}; found {vector}."
         )
     return _inv_quad_logdet(operator, vector, throw)
+
+
+def _fits(vector: PyTree[Array], structure: PyTree[Any]) -> bool:
+    """Whether shapes agree, and dtypes but for what can be cast without loss."""
+    shapes = lambda tree: jtu.tree_map(jnp.shape, tree)
+    if not eqx.tree_equal(shapes(vector), shapes(structure)):
+        return False
+    pairs = zip(jtu.tree_leaves(vector), jtu.tree_leaves(structure))
+    return all(
+        np.can_cast(x.dtype, s.dtype) or not jnp.issubdtype(x.dtype, jnp.inexact)
+        for x, s in pairs
+    )
 
 
 def _check(operator: Any, name: str) -> None:
@@ -172,42 +184,52 @@ def _slogdet(operator):
 @eqx.filter_jit
 def _logdet(operator, throw):
     _check(operator, "logdet")
-    return _log(operator, *slogdet(operator), "logdet", throw)
+    log, valid = _log(operator, *slogdet(operator), "logdet", throw)
+    return log * valid.astype(log.dtype)
 
 
 @eqx.filter_jit
 def _inv_quad_logdet(operator, vector, throw):
     name = "inv_quad_logdet"
     factors = _factorise(operator)
-    log = _log(operator, factors.sign, factors.logabsdet, name, throw)
-    singular = jnp.isneginf(factors.logabsdet)
-    if throw:
-        log = eqx.error_if(log, singular, f"`{name}`: the operator is singular.")
-    dtype = result_dtype((operator.out_structure(), operator.in_structure()))
-    flat = ravel(vector).astype(dtype)
+    log, valid = _log(operator, factors.sign, factors.logabsdet, name, throw)
+    regular = _one_unless(
+        jnp.isneginf(factors.logabsdet),
+        f"`{name}`: the operator is singular." if throw else None,
+        valid.dtype,
+    )
+    flat = ravel(vector).astype(factors.sign.dtype)
     quad = jnp.vdot(flat, factors.solve(flat))
-    if _is_definite(operator):
+    if lx.is_positive_semidefinite(operator):
         quad = quad.real
-    return jnp.where(singular, jnp.nan, quad), log
+    quad = quad * (valid * regular).astype(quad.dtype)
+    if throw:  # so that the error is there if this is all that is asked for
+        valid = jnp.where(regular == 1, valid, jnp.nan)
+    return quad, log * valid.astype(log.dtype)
 
 
 def _log(operator, sign, logabsdet, name, throw):
-    if is_complex(sign) and not _is_definite(operator):
-        log = lax.complex(logabsdet, jnp.angle(sign))
-        failed = jnp.isnan(logabsdet)
+    """log det A, and the factor that makes it, and its derivatives, valid: 1 or nan."""
+    if is_complex(sign) and not lx.is_positive_semidefinite(operator):
+        log, failed = lax.complex(logabsdet, jnp.angle(sign)), False
     else:
-        failed = ~(sign.real >= 0)
-        # A product, so that its derivative is nan, too.
-        log = logabsdet * jnp.where(failed, jnp.nan, 1).astype(logabsdet.dtype)
-    if throw:
-        log = eqx.error_if(
-            log,
-            failed,
-            f"`{name}`: the determinant is negative or not a number, or the operator "
-            "is tagged as positive semidefinite and is not. `throw=False` returns nan; "
-            "`lineax_ext.slogdet` has the sign.",
-        )
-    return log
+        log, failed = logabsdet, ~(sign.real >= 0)
+    message = (
+        f"`{name}`: the determinant is negative or not a number, or the operator is "
+        "tagged as positive semidefinite and is not. `throw=False` returns nan; "
+        "`lineax_ext.slogdet` has the sign."
+    )
+    failed = failed | ~(logabsdet < jnp.inf)
+    return log, _one_unless(failed, message if throw else None, logabsdet.dtype)
+
+
+def _one_unless(failed, message, dtype):
+    """1, or nan if `failed`; or an error, if there is a message.
+
+    As a factor, the error is raised by whatever it is a factor of, derivatives too.
+    """
+    one = jnp.where(failed, jnp.nan, 1).astype(dtype)
+    return one if message is None else eqx.error_if(one, failed, message)
 
 
 #
@@ -215,22 +237,26 @@ def _log(operator, sign, logabsdet, name, throw):
 #
 
 
-def _is_definite(operator) -> bool:
-    return lx.is_positive_semidefinite(operator)
+def _definiteness(operator) -> int:
+    """1, −1 or 0: positive semidefinite, negative semidefinite, or no such tag."""
+    if lx.is_positive_semidefinite(operator):
+        return 1
+    return -1 if lx.is_negative_semidefinite(operator) else 0
 
 
-def _factorise(operator, positive: bool = False) -> Factored:
-    """`positive`: whether a tag outside says that it is positive semidefinite."""
+def _factorise(operator, definite: int = 0) -> Factored:
+    """`definite`: what a tag outside says of `_definiteness(operator)`."""
     if operator.in_size() == 0:
         return _identity(operator)
     own = slogdet.dispatch(type(operator))
     if own is not slogdet.dispatch(object):
-        solve = lambda vector: _linear_solve(operator, vector, None)
-        return Factored(*own(operator), solve)
-    return _by_structure(operator, positive or _is_definite(operator))
+        sign, logabsdet = own(operator)
+        solve = lambda vector: _linear_solve(operator, vector).astype(sign.dtype)
+        return Factored(sign, logabsdet, solve)
+    return _by_structure(operator, definite or _definiteness(operator))
 
 
-def _linear_solve(operator, vector, solver):
+def _linear_solve(operator, vector, solver=None):
     """On flat vectors."""
     solver = lx.AutoLinearSolver(well_posed=True) if solver is None else solver
     vector = unravel(vector, operator.out_structure())
@@ -243,37 +269,39 @@ def _identity(operator) -> Factored:
 
 
 @ft.singledispatch
-def _by_structure(operator, positive) -> Factored:
+def _by_structure(operator, definite) -> Factored:
+    n = operator.in_size()
     if lx.is_diagonal(operator):
         diagonal = lx.diagonal(operator)
         factors = factored.from_diagonal(diagonal, lambda vector: vector / diagonal)
-        return factors.claimed(jnp.all(diagonal.real >= 0)) if positive else factors
+        valid = jnp.all(definite * diagonal.real >= 0)
+        return factors.claimed(valid) if definite else factors
     if lx.is_tridiagonal(operator):
-        factors, definite = factored.tridiagonal(*lx.tridiagonal(operator))
-        return factors.claimed(definite) if positive else factors
+        diagonals = lx.tridiagonal(operator)
+        if definite == -1:
+            diagonals = [-x for x in diagonals]
+        factors, valid = factored.tridiagonal(*diagonals)
+        factors = factors.claimed(valid) if definite else factors
+        return _negated(factors, n) if definite == -1 else factors
     if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
-        solve = lambda vector: _linear_solve(operator, vector, lx.Triangular())
-        return factored.from_diagonal(lx.diagonal(operator), solve)
-    if positive:
-        return factored.cholesky(as_matrix(operator))
-    if lx.is_negative_semidefinite(operator):
-        return _scaled(factored.cholesky(-as_matrix(operator)), -1, operator)
-    return factored.lu(as_matrix(operator))
+        diagonal, solve = lx.diagonal(operator), _triangular_solve(operator)
+        return factored.from_diagonal(diagonal, solve)
+    matrix = as_matrix(operator)
+    if definite == -1:
+        return _negated(factored.cholesky(-matrix), n)
+    return factored.cholesky(matrix) if definite == 1 else factored.lu(matrix)
 
 
-def _scaled(factors: Factored, scalar, operator) -> Factored:
-    """`operator` = scalar · what `factors` are of."""
-    n = operator.in_size()
-    scalar = jnp.asarray(scalar, result_dtype(operator.out_structure()))
-    return Factored(
-        factors.sign * factored.phase(scalar) ** n,
-        factors.logabsdet + n * jnp.log(jnp.abs(scalar)),
-        lambda vector: factors.solve(vector / scalar),
-    )
+def _triangular_solve(operator):
+    lower = lx.is_lower_triangular(operator)
+    tag = lx.lower_triangular_tag if lower else lx.upper_triangular_tag
+    # Of the matrix: for a pytree of mixed dtypes lineax has none.
+    matrix = lambda: lx.MatrixLinearOperator(as_matrix(operator), tag)
+    return lambda vector: _linear_solve(matrix(), vector, lx.Triangular())
 
 
-def _checked(factors: Factored, positive: bool) -> Factored:
-    return factors.claimed(factors.sign.real >= 0) if positive else factors
+def _negated(factors: Factored, n: int) -> Factored:
+    return factors.scaled(-jnp.ones((), factors.sign.dtype), n)
 
 
 def _has_band(operator) -> bool:
@@ -292,58 +320,70 @@ def _has_rule(operator) -> bool:
 
 
 @_by_structure.register
-def _(operator: lx.TaggedLinearOperator, positive):
+def _(operator: lx.TaggedLinearOperator, definite):
     if _has_band(operator) or not _has_rule(operator):
-        return _by_structure.dispatch(object)(operator, positive)
-    return _factorise(untagged(operator), positive)
+        return _by_structure.dispatch(object)(operator, definite)
+    return _factorise(untagged(operator), definite)
 
 
 @_by_structure.register
-def _(operator: lx.IdentityLinearOperator, positive):
-    del positive
+def _(operator: lx.IdentityLinearOperator, definite):
+    del definite
     return _identity(operator)
 
 
 @_by_structure.register
-def _(operator: BlockTridiagonalLinearOperator, positive):
+def _(operator: BlockTridiagonalLinearOperator, definite):
+    del definite
     blocks = operator.diagonal, operator.lower_diagonal, operator.upper_diagonal
     solve = lambda vector: _linear_solve(operator, vector, BlockTridiagonal())
-    factors = Factored(*factored.block_tridiagonal_slogdet(*blocks), solve)
-    return _checked(factors, positive)
+    return Factored(*factored.block_tridiagonal_slogdet(*blocks), solve)
 
 
 @_by_structure.register
-def _(operator: lx.NegLinearOperator, positive):
-    return _scaling(operator, -1, positive)
+def _(operator: lx.NegLinearOperator, definite):
+    return _scaling(operator, -1, definite)
 
 
 @_by_structure.register
-def _(operator: lx.MulLinearOperator, positive):
-    return _scaling(operator, operator.scalar, positive)
+def _(operator: lx.MulLinearOperator, definite):
+    return _scaling(operator, operator.scalar, definite)
 
 
 @_by_structure.register
-def _(operator: lx.DivLinearOperator, positive):
-    return _scaling(operator, 1 / operator.scalar, positive)
+def _(operator: lx.DivLinearOperator, definite):
+    return _scaling(operator, 1 / operator.scalar, definite)
 
 
-def _scaling(operator, scalar, positive):
+def _scaling(operator, scalar, definite):
     inner = operator.operator
-    definite = _is_definite(inner) or lx.is_negative_semidefinite(inner)
-    if positive and not definite and not _has_rule(inner):
-        return _by_structure.dispatch(object)(operator, positive)
-    return _checked(_scaled(_factorise(inner), scalar, operator), positive)
+    known = _definiteness(inner)
+    if definite and not known and not _has_rule(inner):
+        return _by_structure.dispatch(object)(operator, definite)
+    factors = _factorise(inner)
+    if jnp.iscomplexobj(scalar) and not is_complex(factors.sign):
+        raise ValueError(
+            f"`{type(operator).__name__}` of a complex scalar and a real operator: its "
+            "determinant would be complex. Make the operator complex."
+        )
+    scalar = jnp.asarray(scalar).astype(factors.sign.dtype)
+    factors = factors.scaled(scalar, operator.in_size())
+    if definite and known:
+        return factors.claimed(definite * known * scalar.real >= 0)
+    return factors
 
 
 @_by_structure.register
-def _(operator: lx.ComposedLinearOperator, positive):
+def _(operator: lx.ComposedLinearOperator, definite):
     first, second = operator.operator2, operator.operator1  # in order of application
     if first.out_size() != first.in_size():
-        return _by_structure.dispatch(object)(operator, positive)
+        return _by_structure.dispatch(object)(operator, definite)
     f1, f2 = _factorise(first), _factorise(second)
-    factors = Factored(
-        f1.sign * f2.sign,
-        f1.logabsdet + f2.logabsdet,
-        lambda vector: f1.solve(f2.solve(vector)),
+    dtype = result_dtype((f1.sign, f2.sign))
+    solve = lambda factors, vector: factors.solve(vector.astype(factors.sign.dtype))
+    return Factored(
+        f1.sign.astype(dtype) * f2.sign.astype(dtype),
+        f1.logabsdet.astype(jnp.finfo(dtype).dtype)
+        + f2.logabsdet.astype(jnp.finfo(dtype).dtype),
+        lambda vector: solve(f1, solve(f2, vector)).astype(dtype),
     )
-    return _checked(factors, positive)

@@ -169,20 +169,16 @@ OPERATORS = STRUCTURED | {
 over_operators = pytest.mark.parametrize("make", OPERATORS.values(), ids=OPERATORS)
 
 
-def is_definite(operator):
-    return lx.is_positive_semidefinite(operator)
-
-
 def expected_terms(operator, matrix, b):
     """The quadratic form, and log det as the docstring has it."""
     matrix = matrix.astype(np.promote_types(matrix.dtype, np.float64))
     quad = np.vdot(b, np.linalg.solve(matrix, b))
     sign, logdet = np.linalg.slogdet(matrix)
-    if is_definite(operator):
+    if lx.is_positive_semidefinite(operator):
         return quad.real, logdet
     if np.iscomplexobj(matrix):
         return quad, logdet + 1j * np.angle(sign)
-    return quad, logdet if sign > 0 else np.nan
+    return (quad, logdet) if sign > 0 else (np.nan, np.nan)
 
 
 @over_dtypes
@@ -264,7 +260,7 @@ COMPLEX = ("matrix", "definite", "tridiagonal", "block-tridiagonal", "product")
 def test_derivatives(name, dtype):
     """First and second, forward and reverse and all orders of them, by differences."""
     project, make_operator, as_matrix = DERIVED[name]
-    n = 2 * BLOCKS if name == "block-tridiagonal" else N
+    n = 2 * BLOCKS if name in ("block-tridiagonal", "negative") else N
     x, v, b = definite(n, dtype), normal((n, n), dtype, 2), normal((n,), dtype, 7)
     x[0, 0] += 1
 
@@ -334,6 +330,15 @@ def test_gradient_by_differences():
     )(matrix, b)
     assert_close(found[0], gradient(lambda x: value(x, b), matrix), 1e-8)
     assert_close(found[1], gradient(lambda x: value(matrix, x), b), 1e-8)
+
+
+@pytest.mark.parametrize("n", (60, 300))
+def test_ill_conditioned_kernel(n):
+    """Scaling the kernel by c multiplies the determinant by cⁿ: tr(A⁻¹ A) = n."""
+    x = np.linspace(0, 1, n)
+    kernel = np.exp(-((x[:, None] - x[None]) ** 2) / 0.02) + 1e-10 * np.eye(n)
+    fn = lambda c: lxe.logdet(matrix_operator(c * jnp.asarray(kernel), PSD))
+    assert_close(jax.grad(fn)(1.0), np.asarray(float(n)), 1e-4)
 
 
 @pytest.mark.parametrize("tags", ((), PSD), ids=("LU", "Cholesky"))
@@ -426,6 +431,15 @@ def test_structure_is_used(make):
     assert_close(logabsdet, np.linalg.slogdet(matrix)[1], 1e-12)
 
 
+def test_small_ratios_do_not_underflow():
+    operator = lx.TridiagonalLinearOperator(
+        jnp.full((5,), 1e-170), jnp.zeros(4), jnp.ones(4)
+    )
+    value, grad = jax.value_and_grad(lambda op: lxe.slogdet(op)[1])(operator)
+    assert_close(value, np.asarray(5 * np.log(1e-170)), 1e-14)
+    assert_close(grad.diagonal, np.full((5,), 1e170), 1e-12)
+
+
 def test_scales_do_not_overflow():
     # Rows from 1e-250 to 1e250, whose products are beyond the range.
     rows = np.geomspace(1e-250, 1e250, 60)
@@ -485,7 +499,11 @@ def falsely_tagged():
     )
     tri = np.diag([1.0, -1, -1, 1])
     yield "tridiagonal", tridiagonal_operator(tri, PSD)
-    yield "negation", lx.TaggedLinearOperator(-matrix_operator(np.eye(3), PSD), PSD)
+    yield "negation", lx.TaggedLinearOperator(-matrix_operator(np.eye(4), PSD), PSD)
+    negative = lx.TaggedLinearOperator(
+        matrix_operator(np.diag([-1.0, 1, 1])) * 2.0, lx.negative_semidefinite_tag
+    )
+    yield "negative", negative
     yield "nan", matrix_operator(np.full((3, 3), np.nan), PSD)
 
 
@@ -496,8 +514,12 @@ def test_false_tag(operator):
     assert all(np.isnan(x) for x in lxe.slogdet(operator))
     assert np.isnan(lxe.logdet(operator, throw=False))
     b = jnp.ones(operator.in_size())
-    assert np.isnan(lxe.inv_quad_logdet(operator, b, throw=False)[1])
-    for fn in (lxe.logdet, lambda op: lxe.inv_quad_logdet(op, b)):
+    assert all(np.isnan(x) for x in lxe.inv_quad_logdet(operator, b, throw=False))
+    for fn in (
+        lxe.logdet,
+        eqx.filter_jit(jax.grad(lambda op: lxe.logdet(op))),
+        eqx.filter_jit(lambda op: lxe.inv_quad_logdet(op, b)[0]),
+    ):
         with pytest.raises(eqx.EquinoxRuntimeError, match="semidefinite"):
             fn(operator)
 
@@ -583,6 +605,22 @@ def test_own_rule():
     assert len(calls) == 6
 
 
+@pytest.mark.parametrize("tags", ((), lx.tridiagonal_tag, lx.lower_triangular_tag))
+def test_mixed_dtypes(tags):
+    """In float64 and out of a function that mixes, exact in float32."""
+    scale = jnp.arange(1.0, 5.0)
+
+    def fn(x, args):
+        y = scale * x
+        return y[:2].astype(np.float32), y[2:]
+
+    operator = lx.JacobianLinearOperator(fn, jnp.ones(4), None, tags)
+    b = jnp.ones(2, np.float32), jnp.ones(2)
+    quad, logdet = lxe.inv_quad_logdet(operator, b)
+    assert_close(quad, np.sum(1 / np.arange(1.0, 5.0)), 1e-6)
+    assert_close(logdet, np.log(24.0), 1e-6)
+
+
 def test_refused():
     wide = matrix_operator(normal((2, 3)))
     for fn in (lxe.slogdet, lxe.logdet, lambda op: lxe.inv_quad_logdet(op, None)):
@@ -591,6 +629,8 @@ def test_refused():
         with pytest.raises(ValueError, match="needs a `lineax.AbstractLinearOperator`"):
             fn(np.eye(2))
     square = matrix_operator(np.eye(2))
-    for vector in (jnp.ones(3), {"a": jnp.ones(2)}):
+    with pytest.raises(ValueError, match="of a complex scalar and a real operator"):
+        lxe.slogdet(square * 2j)
+    for vector in (jnp.ones(3), {"a": jnp.ones(2)}, jnp.full((2,), 1j)):
         with pytest.raises(ValueError, match="structure of the operator's output"):
             lxe.inv_quad_logdet(square, vector)

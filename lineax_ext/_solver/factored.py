@@ -28,13 +28,22 @@ class Factored(NamedTuple):
 
     sign: _Scalar
     logabsdet: _Scalar
-    solve: Callable[[_Vector], _Vector]
+    solve: Callable[[_Vector], _Vector]  # of vectors of the dtype of `sign`
 
     def claimed(self, true: Bool[Array, ""]) -> "Factored":
         """nan, derivatives too, unless what was claimed of the operator is true."""
         one = jnp.where(true, 1, jnp.nan).astype(self.logabsdet.dtype)
-        sign = self.sign * one.astype(self.sign.dtype)
-        return Factored(sign, self.logabsdet * one, self.solve)
+        one_ = one.astype(self.sign.dtype)
+        solve = lambda vector: self.solve(vector) * one_
+        return Factored(self.sign * one_, self.logabsdet * one, solve)
+
+    def scaled(self, scalar: _Scalar, n: int) -> "Factored":
+        """scalar · A, of size n."""
+        return Factored(
+            self.sign * phase(scalar) ** n,
+            self.logabsdet + n * jnp.log(jnp.abs(scalar)),
+            lambda vector: self.solve(vector / scalar),
+        )
 
 
 #
@@ -49,7 +58,7 @@ def from_diagonal(diagonal: _Vector, solve: Callable[[_Vector], _Vector]) -> Fac
 
 
 def tridiagonal(diagonal, lower_diagonal, upper_diagonal) -> tuple[Factored, Array]:
-    """And whether, if it is Hermitian, it is positive semidefinite."""
+    """And whether, if it is Hermitian, it may be positive semidefinite."""
     diagonals = diagonal, lower_diagonal, upper_diagonal
     sign, logabsdet, smallest = _tridiagonal_slogdet(*diagonals)
     operator = lx.TridiagonalLinearOperator(*diagonals)
@@ -58,7 +67,8 @@ def tridiagonal(diagonal, lower_diagonal, upper_diagonal) -> tuple[Factored, Arr
         solver = lx.Tridiagonal()
         return lx.linear_solve(operator, vector, solver, throw=False).value
 
-    rounding = diagonal.size * jnp.finfo(smallest.dtype).eps
+    # Of a singular matrix a minor that should vanish may be negative by rounding.
+    rounding = jnp.finfo(smallest.dtype).eps ** 0.5
     return Factored(sign, logabsdet, solve), smallest >= -rounding
 
 

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
@@ -52,17 +53,26 @@ def tridiagonal_minors(diagonal, lower_diagonal, upper_diagonal) -> TridiagonalM
 
     def step(pair, coefficients):
         a, product = coefficients
-        new = jnp.stack([a * pair[0] - product * pair[1], pair[0]])
-        size = jnp.max(jnp.abs(new), axis=0)
-        size = lax.stop_gradient(jnp.where(size > 0, size, 1))
-        new = new / size.astype(new.dtype)[None]
+        # Of the size of the two terms: neither over- nor underflows, however small the
+        # ratio of one minor to the next.
+        size = _size(pair * jnp.stack([jnp.ones_like(product), product]))
+        first, second = pair / size.astype(pair.dtype)[None]
+        new = jnp.stack([a * first - product * second, first])
         return new, (new, size[0])
 
     start = jnp.stack([jnp.ones_like(a[0]), jnp.zeros_like(a[0])])
     _, (pairs, sizes) = lax.scan(step, start, (a, product), unroll=8)
+    last = jax.vmap(_size)(pairs)
+    pairs = pairs / last.astype(pairs.dtype)[:, None]
     backward = jnp.concatenate([start[None, :, 1], pairs[:-1, :, 1]])[::-1]
     log_scale = jnp.sum(jnp.log(sizes)) + jnp.sum(jnp.log(rows.real))
+    log_scale = log_scale + jnp.log(last[-1, 0])
     return TridiagonalMinors(rows, lower, upper, pairs[:, :, 0], backward, log_scale)
+
+
+def _size(pair):
+    size = jnp.max(jnp.abs(pair), axis=0)
+    return lax.stop_gradient(jnp.where(size > 0, size, 1))
 
 
 def tridiagonal_of_inverse(minors: TridiagonalMinors):
@@ -81,9 +91,12 @@ def tridiagonal_of_inverse(minors: TridiagonalMinors):
         Applications 27 (1994), doi:10.1016/0898-1221(94)90066-3.
     """
     rows, lower, upper, leading, trailing, _ = minors
-    outer = leading[:-1, 1] * trailing[:-1, 1]
-    det = leading[:, 0] * trailing[:, 0]
-    det = det.at[:-1].add(-lower * upper * outer)
+    product = jnp.pad(lower * upper, (0, 1))
+    terms = trailing * jnp.stack([jnp.ones_like(product), product], axis=1)
+    # As in `tridiagonal_minors`, so that the determinant does not underflow.
+    size = jax.vmap(_size)(terms).astype(terms.dtype)[:, None]
+    terms, trailing = terms / size, trailing / size
+    det = leading[:, 0] * terms[:, 0] - leading[:, 1] * terms[:, 1]
     diagonal = leading[:, 1] * trailing[:, 0] / det / rows
-    outer = outer / det[:-1]
+    outer = leading[:-1, 1] * trailing[:-1, 1] / det[:-1]
     return diagonal, -lower * outer / rows[:-1], -upper * outer / rows[1:]
