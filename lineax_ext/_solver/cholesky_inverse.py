@@ -9,7 +9,7 @@ from .householder import matmul
 
 def _block_size(n: int) -> int:
     # Of 60 to 300, at n = 300 to 2000. Ten blocks at most, for the time to compile.
-    return max(150, -(-n // 10))
+    return max(100, -(-n // 10))
 
 
 # Triangles of this size are left to LAPACK: small enough for OpenBLAS not to use its
