@@ -16,7 +16,10 @@ from ._least_squares import (
     LevenbergMarquardt as LevenbergMarquardt,
     ScaledTrustRegionDescent as ScaledTrustRegionDescent,
 )
-from ._operator import DampedLinearOperator as DampedLinearOperator
+from ._operator import (
+    DampedLinearOperator as DampedLinearOperator,
+    GramLinearOperator as GramLinearOperator,
+)
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
     DampedQR as DampedQR,

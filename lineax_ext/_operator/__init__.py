@@ -1,1 +1,2 @@
 from .damped import DampedLinearOperator as DampedLinearOperator
+from .gram import GramLinearOperator as GramLinearOperator

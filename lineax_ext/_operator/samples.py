@@ -1,0 +1,179 @@
+"""A function applied to one sample after another, and its Jacobian."""
+
+import functools as ft
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, Float, Inexact, Int, PyTree, Shaped
+
+from .._flat import is_complex
+from .._materialise import as_matrix
+from .._structure.extract import map_chunked, sum_chunked
+
+
+def split_complex(tree: PyTree[Array]) -> PyTree[Inexact[Array, "..."]]:
+    """The real and the imaginary part of complex leaves, along a new last axis."""
+    return jtu.tree_map(
+        lambda x: jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x,
+        tree,
+    )
+
+
+class _SplitComplex(eqx.Module):
+    fn: Callable[..., PyTree[Array]]
+
+    def __call__(self, *args):
+        return split_complex(self.fn(*args))
+
+
+class Samplewise(eqx.Module):
+    """(params, samples) ↦ the outputs, stacked; each is that of its own sample alone.
+
+    In this the function of a `lx.JacobianLinearOperator` differs from any other: the
+    rows of a sample cost one sample. Complex outputs of real parameters come as their
+    real and imaginary part.
+    """
+
+    fn: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
+    chunk_size: int | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        fn: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]],
+        params: PyTree[Inexact[Array, "..."]],
+        samples: PyTree[Shaped[Array, "samples ..."]],
+        chunk_size: int | None,
+    ):
+        sample = jax.eval_shape(lambda: _take(samples, 0))
+        if not is_complex(params):
+            fn = _SplitComplex(fn)
+        # What it closes over is flushed out, as by `lx.JacobianLinearOperator`.
+        self.fn = eqx.filter_closure_convert(fn, params, sample)
+        self.chunk_size = chunk_size
+
+    def __call__(self, params, samples):
+        single = ft.partial(self.fn, params)
+        count = sample_count(samples)
+        if self.chunk_size is None or self.chunk_size >= count:
+            return jax.vmap(single)(samples)
+        # Checkpointed, or the linearisation would keep what each chunk computed. And
+        # chunks as equal as can be: the rest is compiled apart.
+        single = jax.checkpoint(single, prevent_cse=False)
+        loops = -(-count // self.chunk_size)
+        return lax.map(single, samples, batch_size=-(-count // loops))
+
+
+class Samples(NamedTuple):
+    """The Jacobian of a `Samplewise` function, a sample at a time."""
+
+    fn: Samplewise
+    params: PyTree[Inexact[Array, "..."]]
+    samples: PyTree[Shaped[Array, "samples ..."]]
+
+    def rows(self, index: Int[Array, ""]) -> Inexact[Array, "outputs n"]:
+        """The rows that belong to one sample, whose outputs are flattened."""
+        fn, sample = self.fn.fn, _take(self.samples, index)
+        return as_matrix(
+            lx.JacobianLinearOperator(fn, self.params, sample, closure_convert=False)
+        )
+
+    def matrix(self) -> Inexact[Array, "outputs n"]:
+        """All rows, in the order of the flattened outputs."""
+        indices = lax.iota(jnp.int32, sample_count(self.samples))
+        stacked = map_chunked(self.rows, indices)
+        # From the order of samples to that of leaves.
+        outputs = jax.eval_shape(self.fn.fn, self.params, _take(self.samples, 0))
+        stops = np.cumsum([leaf.size for leaf in jtu.tree_leaves(outputs)])[:-1]
+        leaves = jnp.split(stacked, stops, axis=1)
+        return jnp.concatenate([x.reshape(-1, x.shape[-1]) for x in leaves])
+
+    def column_squares(
+        self, weights: Float[Array, " samples"] | None, centre: bool
+    ) -> Float[Array, " n"]:
+        """The squared norms of the columns of W^½ C A, or of W^½ A."""
+        average = None
+        if centre:
+            averaged = lambda x, args: mean(weights, self.fn(x, args))
+            average = as_matrix(
+                lx.JacobianLinearOperator(averaged, self.params, self.samples)
+            )
+
+        def term(index):
+            rows = self.rows(index)
+            if average is not None:
+                rows = rows - average
+            squares = jnp.sum(square(rows), axis=0)
+            if weights is None:
+                return squares
+            return weights[index].astype(squares.dtype) * squares
+
+        return sum_chunked(term, sample_count(self.samples))
+
+
+def samples_of(operator: lx.AbstractLinearOperator) -> Samples | None:
+    if isinstance(operator, lx.JacobianLinearOperator):
+        if isinstance(operator.fn, Samplewise):
+            return Samples(operator.fn, operator.x, operator.args)
+    return None
+
+
+def square(x: Inexact[Array, "..."]) -> Float[Array, "..."]:
+    return (x * x.conj()).real
+
+
+def _take(samples: PyTree[Array], index: Any) -> PyTree[Array]:
+    return jtu.tree_map(lambda x: x[index], samples)
+
+
+def sample_count(samples: PyTree[Any]) -> int:
+    """The common length of the leading axes; an error where there is none."""
+    shapes = [jnp.shape(x) for x in jtu.tree_leaves(samples)]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            "The samples of a `GramLinearOperator` are the leading axis of every "
+            f"array, of one length; found the shapes {shapes}."
+        )
+    return shapes[0][0]
+
+
+#
+# What acts on the leading axis of outputs
+#
+
+
+def _along(weights: Float[Array, " samples"], x: Array) -> Array:
+    """`weights`, to be multiplied with the leading axis of x."""
+    return weights.astype(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def scale_samples(
+    weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
+) -> PyTree[Array]:
+    if weights is None:
+        return outputs
+    return jtu.tree_map(lambda x: _along(weights, x) * x, outputs)
+
+
+def mean(
+    weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
+) -> PyTree[Array]:
+    if weights is None:
+        return jtu.tree_map(lambda x: jnp.mean(x, axis=0), outputs)
+    total = jnp.sum(weights)
+    # Weights that are all zero make W C zero, whatever the mean.
+    p = weights / jnp.where(total > 0, total, jnp.ones_like(total))
+    return jtu.tree_map(lambda x: jnp.sum(_along(p, x) * x, axis=0), outputs)
+
+
+def subtract_mean(
+    weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
+) -> PyTree[Array]:
+    return jtu.tree_map(lambda x, y: x - y[None], outputs, mean(weights, outputs))
