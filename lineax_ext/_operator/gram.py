@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike, Shaped
 
 from .._flat import is_complex, ravel, result_dtype, tree_size, unravel
-from .._materialise import as_matrix
+from .._materialise import as_matrix, as_pytree_operator
 from .._structure.extract import (
     basis_vector,
     map_chunked,
@@ -23,11 +23,12 @@ from .._structure.extract import (
 )
 from .damped import as_inexact, as_real_inexact, check_damping, is_concrete, root
 from .samples import (
+    jacobian_matrix,
+    over_one_field,
     sample_count,
     samples_of,
     Samplewise,
     scale_samples,
-    split_complex,
     square,
     subtract_mean,
 )
@@ -65,79 +66,44 @@ def _check_shift(shift: ScalarLike) -> Float[Array, ""]:
     return eqx.error_if(shift, ~((shift >= 0) & (shift < jnp.inf)), _NEGATIVE)
 
 
-def _over_one_field(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
-    """`operator`, of which complex outputs of real parameters are split in two."""
-    params, outputs = operator.in_structure(), operator.out_structure()
-    iscomplex = lambda x: jnp.issubdtype(x.dtype, jnp.complexfloating)
-    complex_params = set(map(iscomplex, jtu.tree_leaves(params)))
-    complex_outputs = set(map(iscomplex, jtu.tree_leaves(outputs)))
-    if len(complex_params) > 1 or (True in complex_params and False in complex_outputs):
-        raise ValueError(
-            "`GramLinearOperator` was given an operator from complex to real leaves, "
-            "or from both kinds, which is linear over the reals only. Write the "
-            "complex ones as their real and imaginary parts."
-        )
-    if complex_params == {True} or True not in complex_outputs:
-        return operator
-    if isinstance(operator, lx.JacobianLinearOperator):
-        split = lambda x, args: split_complex(operator.fn(x, args))
-        return lx.JacobianLinearOperator(
-            split, operator.x, operator.args, jac=operator.jac
-        )
-    operator = lx.linearise(operator)
-    split = lambda x: split_complex(operator.mv(x))
-    return lx.FunctionLinearOperator(split, params)
-
-
-class _Outputs(eqx.Module):
-    """x ↦ S C A x, with S = diag(scale), as `lx.JacobianLinearOperator` takes it."""
-
-    gram: "GramLinearOperator"
-    scale: Float[Array, " samples"] | None
-
-    def __call__(self, x, args):
-        forward, _ = _linear_maps(self.gram)
-        return scale_samples(self.scale, self.gram.centred(forward.mv(x)))
-
-
 class GramLinearOperator(lx.AbstractLinearOperator):
     """The operator G = (C A)ᴴ W (C A) + shift · I, positive semidefinite.
 
-    A maps parameters to outputs, whose leading axis is that of the samples. There,
-    W = diag(weights), and C = I − 1 pᵀ subtracts the mean, with p = weights / Σ weights.
-    With A the Jacobian of a function, G is
+    A maps parameters to outputs, whose leading axis is that of the samples. On it act
+    W = diag(weights), and C = I − 1 pᵀ with p = weights / Σ weights, which subtracts
+    the mean. With A the Jacobian of a function f of the parameters, G is
 
     - the Gauss–Newton matrix of ½ Σₛ weightsₛ ‖fₛ‖²;
-    - the Fisher information, or natural-gradient metric, of a categorical distribution,
-        if f = 2 √probabilities, and of any exponential family, if A and `weights` are
-        chosen to match;
-    - with `centre=True` and weights 1/m, the quantum geometric tensor of stochastic
-        reconfiguration, if f = log ψ.
+    - the Fisher information, the metric of the natural gradient, of a categorical
+        distribution, with f = 2 √probabilities;
+    - the quantum geometric tensor of stochastic reconfiguration, with f = log ψ,
+        `centre=True` and weights 1 / samples.
 
-    Parameters are all real, or all complex. For complex parameters A is holomorphic;
-    with real ones and complex outputs G = Re((C A)ᴴ W (C A)) + shift · I.
+    Parameters are all real or all complex; A must be complex-linear in complex ones
+    (f holomorphic). With real parameters and complex outputs G is the real part,
+    Re((C A)ᴴ W (C A)) + shift · I.
 
     Applying G costs one application of A and one of Aᵀ. The Jacobian of a function is
     linearised once, and the transpose taken from that; `lx.linearise`, which `lx.CG`
-    and its like call, keeps both. The centring is done once, after A, because
-    Cᵀ W C = W C.
+    and its like call, keeps both. Centring is done once, after A: Cᵀ W C = W C.
 
-    `lx.diagonal`, for a Jacobi preconditioner, never makes a matrix of n×n. It costs
-    min(n, outputs) applications of A; with `from_samples`
-    as much as the gradients of all samples, which is one or two applications of G.
-    `lx.materialise` keeps the dense Jacobian, not G: O(m n) memory.
+    `lx.diagonal`, for a Jacobi preconditioner, never makes an n×n matrix. It costs
+    min(n, outputs) applications of A or Aᵀ; after `from_samples`, no more than the
+    gradients of all samples, which is a few applications of G. `lx.materialise` makes A
+    dense, not G: O(outputs · n) memory.
 
     !!! Example
 
         ```python
-        gram = lxe.GramLinearOperator(operator, shift=1e-3)
-        preconditioner = lx.TaggedLinearOperator(
-            lx.DiagonalLinearOperator(1 / lx.diagonal(gram)),
-            lx.positive_semidefinite_tag,
+        gram = lxe.GramLinearOperator(operator)
+        inverse = lx.DiagonalLinearOperator(1 / lx.diagonal(gram))
+        jacobi = lx.TaggedLinearOperator(inverse, lx.positive_semidefinite_tag)
+        solution = lx.linear_solve(
+            gram,
+            operator.T.mv(vector),
+            lx.CG(rtol=1e-8, atol=1e-8),
+            options={"preconditioner": jacobi},
         )
-        cg = lx.CG(rtol=1e-8, atol=1e-8)
-        options = {"preconditioner": preconditioner}
-        step = lx.linear_solve(gram, operator.T.mv(vector), cg, options).value
         ```
 
     **Arguments:**
@@ -162,11 +128,14 @@ class GramLinearOperator(lx.AbstractLinearOperator):
     ??? cite "References"
 
         Amari, *Natural gradient works efficiently in learning*, Neural Computation 10
-        (1998), doi:10.1162/089976698300017746. Sorella, *Green function Monte Carlo with
-        stochastic reconfiguration*, Physical Review Letters 80 (1998),
-        doi:10.1103/PhysRevLett.80.4558. One linearisation for all products, and the
-        mean taken out after the JVP: Vicentini et al., *NetKet 3*, SciPost Physics
-        Codebases 7 (2022), doi:10.21468/SciPostPhysCodeb.7.
+        (1998), doi:10.1162/089976698300017746.
+
+        Sorella, *Green function Monte Carlo with stochastic reconfiguration*, Physical
+        Review Letters 80 (1998), doi:10.1103/PhysRevLett.80.4558.
+
+        Vicentini et al., *NetKet 3: machine learning toolbox for many-body quantum
+        systems*, SciPost Physics Codebases 7 (2022), doi:10.21468/SciPostPhysCodeb.7,
+        for one linearisation, and for the mean that is taken out after the JVP.
     """
 
     operator: lx.AbstractLinearOperator
@@ -193,7 +162,7 @@ class GramLinearOperator(lx.AbstractLinearOperator):
                 "`GramLinearOperator` was given an operator without outputs: the batch "
                 "is empty."
             )
-        self.operator = _over_one_field(operator)
+        self.operator = over_one_field(operator)
         self.shift = _check_shift(shift)
         self.maps = None
         self.centre = centre
@@ -257,7 +226,7 @@ class GramLinearOperator(lx.AbstractLinearOperator):
     def mv(self, vector):
         # Even here one linearisation: `operator.T.mv` would be a second.
         forward, transposed = _linear_maps(self)
-        outputs = scale_samples(self.weights, self.centred(forward.mv(vector)))
+        outputs = scale_samples(self.weights, _centred(self, forward.mv(vector)))
         gram = _conj(transposed.mv(_conj(outputs)))
         return jtu.tree_map(
             lambda g, v: g + self.shift.astype(g.dtype) * v, gram, vector
@@ -266,17 +235,17 @@ class GramLinearOperator(lx.AbstractLinearOperator):
     def factor(self) -> lx.AbstractLinearOperator:
         """B = W^½ C A, for which G = Bᴴ B + shift · I.
 
-        With fewer samples than parameters,
+        `lxe.damped_solve(gram.factor(), c, gram.shift)` is G⁻¹ Bᴴ c, with
 
-            lxe.damped_solve(gram.factor(), c, shift)
+        - Bᴴ c = Aᴴ W C e, the gradient that goes with outputs e, if c = W^½ e.
 
-        is G⁻¹ Bᴴ c by a QR of Bᴴ and a problem of m×m, at O(n m²), where every step of
-        conjugate gradients costs O(n m): worth it if m is less than their number, or if
-        G is so ill-conditioned that they do not get there. Its right-hand side Bᴴ c is
-        a gradient, Aᴴ W C e, with c = W^½ e.
+        For fewer samples than parameters, m < n, that is one QR of Bᴴ, O(n m²), and a
+        problem of m×m. It is the better way if conjugate gradients, at O(n m) a step,
+        would need more steps than there are outputs, and the exact one if they get
+        nowhere; and it never squares the condition number of B.
 
-        B of a materialised operator, `lx.materialise(gram).factor()`, is dense. That of
-        any other is applied, and read by rows or columns where a solver needs the matrix.
+        B of `lx.materialise(gram)` is dense; that of any other is read where a solver
+        needs the matrix, row by row or column by column.
 
         **Returns:**
 
@@ -290,32 +259,17 @@ class GramLinearOperator(lx.AbstractLinearOperator):
                 "`GramLinearOperator.factor` was differentiated with respect to a "
                 "weight that is zero, where the derivative of its root is infinite.",
             )
-        return self.centred_operator(scale)
-
-    def centred(self, outputs: PyTree[Array]) -> PyTree[Array]:
-        """C applied to outputs."""
-        return subtract_mean(self.weights, outputs) if self.centre else outputs
-
-    def centred_operator(self, scale: Float[Array, " samples"] | None):
-        inner = untagged(self.operator)
-        if isinstance(inner, lx.PyTreeLinearOperator):
-            # Its leaves have the leading axis of the outputs, as a column has.
-            pytree = scale_samples(scale, self.centred(inner.pytree))
-            return lx.PyTreeLinearOperator(pytree, inner.out_structure())
-        params = self.in_structure()
-        zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), params)
-        fn = _Outputs(lx.linearise(self), scale)
-        return lx.JacobianLinearOperator(fn, zeros, closure_convert=False)
+        return _centred_operator(self, scale)
 
     def as_matrix(self) -> Inexact[Array, "n n"]:
         outputs = self.operator.out_structure()
-        column = lambda x: ravel(self.centred(unravel(x, outputs)))
-        matrix = jax.vmap(column, 1, 1)(_jacobian(self.operator))
+        column = lambda x: ravel(_centred(self, unravel(x, outputs)))
+        matrix = jax.vmap(column, 1, 1)(jacobian_matrix(self.operator))
         gram = matrix.conj().T @ (_row_weights(self, matrix.dtype)[:, None] * matrix)
         shift = self.shift.astype(gram.dtype)
         return gram + shift * jnp.eye(len(gram), dtype=gram.dtype)
 
-    def transpose(self) -> "GramLinearOperator":
+    def transpose(self) -> lx.AbstractLinearOperator:
         return lx.conj(self)
 
     def in_structure(self):
@@ -337,10 +291,36 @@ def _linear_maps(gram: GramLinearOperator):
     return forward, forward.transpose()
 
 
-def _jacobian(operator: lx.AbstractLinearOperator) -> Inexact[Array, "outputs n"]:
-    """The matrix of A."""
-    samples = samples_of(operator)
-    return as_matrix(lx.linearise(operator)) if samples is None else samples.matrix()
+def _centred(gram: GramLinearOperator, outputs: PyTree[Array]) -> PyTree[Array]:
+    return subtract_mean(gram.weights, outputs) if gram.centre else outputs
+
+
+class _ScaledOutputs(eqx.Module):
+    """x ↦ S C A x, with S = diag(scale), as `lx.JacobianLinearOperator` takes it."""
+
+    gram: GramLinearOperator
+    scale: Float[Array, " samples"] | None
+
+    def __call__(self, x, args):
+        forward, _ = _linear_maps(self.gram)
+        return scale_samples(self.scale, _centred(self.gram, forward.mv(x)))
+
+
+def _centred_operator(
+    gram: GramLinearOperator, scale: Float[Array, " samples"] | None
+) -> lx.AbstractLinearOperator:
+    """S C A: dense if A is, and else one whose rows and columns can be read."""
+    inner = untagged(gram.operator)
+    # A matrix has the leading axis of the outputs, as a column has.
+    dense = lambda matrix: scale_samples(scale, _centred(gram, matrix))
+    if isinstance(inner, lx.MatrixLinearOperator):
+        return lx.MatrixLinearOperator(dense(inner.matrix))
+    if isinstance(inner, lx.PyTreeLinearOperator):
+        return lx.PyTreeLinearOperator(dense(inner.pytree), inner.out_structure())
+    params = gram.in_structure()
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), params)
+    fn = _ScaledOutputs(lx.linearise(gram), scale)  # pyright: ignore
+    return lx.JacobianLinearOperator(fn, zeros, closure_convert=False)
 
 
 def _row_weights(gram: GramLinearOperator, dtype) -> Inexact[Array, " outputs"]:
@@ -366,17 +346,7 @@ def _(operator):
     params, outputs = inner.in_structure(), inner.out_structure()
     if len({x.dtype for x in jtu.tree_leaves((params, outputs))}) > 1:
         return lx.linearise(operator)  # `lx.PyTreeLinearOperator` knows of one dtype
-    matrix = _jacobian(inner)
-    leaves, treedef = jtu.tree_flatten(outputs)
-    pytree, start = [], 0
-    for leaf in leaves:
-        blocks = matrix[start : start + leaf.size].reshape(*leaf.shape, -1)
-        split = lambda row: unravel(row, params)
-        for _ in leaf.shape:
-            split = jax.vmap(split)
-        pytree.append(split(blocks))
-        start += leaf.size
-    dense = lx.PyTreeLinearOperator(treedef.unflatten(pytree), outputs)
+    dense = as_pytree_operator(jacobian_matrix(inner), params, outputs)
     return _with_maps(operator, dense, None)
 
 
@@ -384,21 +354,19 @@ def _(operator):
 def _(operator):
     if not is_complex(operator.in_structure()):
         return operator
-    maps = operator.maps
-    if maps is not None:
-        maps = lx.conj(maps[0]), lx.conj(maps[1])
-    return _with_maps(operator, lx.conj(operator.operator), maps)
+    forward, transposed = map(lx.conj, _linear_maps(operator))
+    return _with_maps(operator, forward, (forward, transposed))
 
 
 @lx.diagonal.register(GramLinearOperator)
 def _(operator):
     dtype = result_dtype(operator.in_structure())
-    inner = operator.operator
+    inner = untagged(operator.operator)
     samples = samples_of(inner)
     if samples is not None:
         squares = samples.column_squares(operator.weights, operator.centre)
     elif isinstance(inner, lx.PyTreeLinearOperator | lx.MatrixLinearOperator):
-        squared = square(as_matrix(operator.centred_operator(None)))
+        squared = square(as_matrix(_centred_operator(operator, None)))
         squares = _row_weights(operator, squared.dtype) @ squared
     else:
         squares = _squares_by_applying(operator)
@@ -407,7 +375,7 @@ def _(operator):
 
 def _squares_by_applying(gram: GramLinearOperator) -> Float[Array, " n"]:
     """The squared norms of the columns of W^½ C A, by its rows if these are fewer."""
-    centred = gram.centred_operator(None)
+    centred = _centred_operator(gram, None)
     m, n = centred.out_size(), centred.in_size()
     read = reader(centred, by="rows" if m < n else "columns")
     weights = _row_weights(gram, jnp.finfo(read.dtype).dtype)

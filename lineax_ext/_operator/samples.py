@@ -18,19 +18,16 @@ from .._materialise import as_matrix
 from .._structure.extract import map_chunked, sum_chunked
 
 
-def split_complex(tree: PyTree[Array]) -> PyTree[Inexact[Array, "..."]]:
-    """The real and the imaginary part of complex leaves, along a new last axis."""
-    return jtu.tree_map(
-        lambda x: jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x,
-        tree,
-    )
+class SplitComplex(eqx.Module):
+    """`fn`, with complex outputs as real and imaginary part, along a new last axis."""
 
-
-class _SplitComplex(eqx.Module):
     fn: Callable[..., PyTree[Array]]
 
     def __call__(self, *args):
-        return split_complex(self.fn(*args))
+        split = lambda x: jnp.stack([x.real, x.imag], axis=-1)
+        return jtu.tree_map(
+            lambda x: split(x) if jnp.iscomplexobj(x) else x, self.fn(*args)
+        )
 
 
 class Samplewise(eqx.Module):
@@ -53,21 +50,31 @@ class Samplewise(eqx.Module):
     ):
         sample = jax.eval_shape(lambda: _take(samples, 0))
         if not is_complex(params):
-            fn = _SplitComplex(fn)
+            fn = SplitComplex(fn)
         # What it closes over is flushed out, as by `lx.JacobianLinearOperator`.
         self.fn = eqx.filter_closure_convert(fn, params, sample)
         self.chunk_size = chunk_size
 
     def __call__(self, params, samples):
-        single = ft.partial(self.fn, params)
+        batch = jax.vmap(ft.partial(self.fn, params))
         count = sample_count(samples)
         if self.chunk_size is None or self.chunk_size >= count:
-            return jax.vmap(single)(samples)
-        # Checkpointed, or the linearisation would keep what each chunk computed. And
-        # chunks as equal as can be: the rest is compiled apart.
-        single = jax.checkpoint(single, prevent_cse=False)
+            return batch(samples)
         loops = -(-count // self.chunk_size)
-        return lax.map(single, samples, batch_size=-(-count // loops))
+        chunk = -(-count // loops)  # equal chunks: the last one overlaps the least
+        starts = jnp.minimum(chunk * lax.iota(jnp.int32, loops), count - chunk)
+
+        # Checkpointed, or a linearisation would keep what each chunk computes.
+        @ft.partial(jax.checkpoint, prevent_cse=False)
+        def of_chunk(start):
+            part = lambda x: lax.dynamic_slice_in_dim(x, start, chunk)
+            return batch(jtu.tree_map(part, samples))
+
+        def join(x):
+            whole = x[:-1].reshape(-1, *x.shape[2:])
+            return jnp.concatenate([whole, x[-1, loops * chunk - count :]])
+
+        return jtu.tree_map(join, lax.map(of_chunk, starts))
 
 
 class Samples(NamedTuple):
@@ -117,11 +124,41 @@ class Samples(NamedTuple):
         return sum_chunked(term, sample_count(self.samples))
 
 
+def over_one_field(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+    """`operator`, its complex outputs of real parameters split in two."""
+    params, outputs = operator.in_structure(), operator.out_structure()
+    is_complex = lambda x: jnp.issubdtype(x.dtype, jnp.complexfloating)
+    complex_params = set(map(is_complex, jtu.tree_leaves(params)))
+    complex_outputs = set(map(is_complex, jtu.tree_leaves(outputs)))
+    if complex_params == {False} and True in complex_outputs:
+        if isinstance(operator, lx.JacobianLinearOperator):
+            fn, x, args = SplitComplex(operator.fn), operator.x, operator.args
+            return lx.JacobianLinearOperator(
+                fn, x, args, jac=operator.jac, closure_convert=False
+            )
+        fn = SplitComplex(lx.linearise(operator).mv)
+        return lx.FunctionLinearOperator(fn, params, closure_convert=False)
+    if len(complex_params | complex_outputs) > 1:
+        raise ValueError(
+            "`GramLinearOperator` was given an operator from complex to real leaves, "
+            "or from both kinds, which is linear over the reals only. Write the "
+            "complex ones as their real and imaginary parts."
+        )
+    return operator
+
+
 def samples_of(operator: lx.AbstractLinearOperator) -> Samples | None:
     if isinstance(operator, lx.JacobianLinearOperator):
         if isinstance(operator.fn, Samplewise):
             return Samples(operator.fn, operator.x, operator.args)
     return None
+
+
+def jacobian_matrix(
+    operator: lx.AbstractLinearOperator,
+) -> Inexact[Array, "outputs n"]:
+    samples = samples_of(operator)
+    return as_matrix(lx.linearise(operator)) if samples is None else samples.matrix()
 
 
 def square(x: Inexact[Array, "..."]) -> Float[Array, "..."]:
