@@ -16,6 +16,7 @@ from helpers import (
     assert_close,
     damped_stack,
     flatten,
+    jacobian_operator,
     normal,
     over_double_dtypes,
     over_shapes,
@@ -56,8 +57,18 @@ def damped(shape, dtype):
     return operator, damped_stack(inner, 0.3, scale)
 
 
+def gram(shape, dtype):
+    inner, weights = normal(shape, dtype), np.geomspace(0.5, 2, shape[0])
+    operator = jacobian_operator(inner)
+    kwargs = dict(weights=weights, centre=True, shift=0.3)
+    matrix = np.asarray(operator.as_matrix())  # that of `inner`, at another point
+    matrix = np.sqrt(weights)[:, None] * (matrix - weights @ matrix / weights.sum())
+    expected = matrix.conj().T @ matrix + 0.3 * np.eye(shape[1])
+    return lxe.GramLinearOperator(operator, **kwargs), expected
+
+
 # An operator of each class, with its matrix. A class without an entry is an error.
-EXAMPLES = {lxe.DampedLinearOperator: damped}
+EXAMPLES = {lxe.DampedLinearOperator: damped, lxe.GramLinearOperator: gram}
 
 
 # What each of lineax's functions must say of a matrix. One without an entry, such as a
@@ -113,7 +124,7 @@ CHECKS = {
 
 
 def test_discovery():
-    assert lxe.DampedLinearOperator in OPERATORS
+    assert {lxe.DampedLinearOperator, lxe.GramLinearOperator} <= set(OPERATORS)
     assert {lx.linearise, lx.conj, lx.is_symmetric} <= set(FUNCTIONS)
 
 
@@ -159,7 +170,8 @@ def test_methods(cls, shape, dtype):
 @over_operators
 def test_vmap(cls):
     operator, matrix = EXAMPLES[cls]((5, 3), np.complex128)
-    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), operator)
+    stack = lambda x: jnp.stack([x, 2 * x]) if eqx.is_array(x) else x
+    stacked = jax.tree.map(stack, operator)
     xs = normal((2, matrix.shape[1]), np.complex128)
 
     def mv(operator, x):

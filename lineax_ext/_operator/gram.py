@@ -8,7 +8,6 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike, Shaped
 
 from .._flat import is_complex, ravel, result_dtype, tree_size, unravel
@@ -21,8 +20,11 @@ from .._structure.extract import (
     sum_chunked,
     untagged,
 )
-from .damped import as_inexact, as_real_inexact, check_damping, is_concrete, root
+from .damped import as_inexact, root
 from .samples import (
+    as_jacobian,
+    check_shift,
+    check_weights,
     jacobian_matrix,
     over_one_field,
     sample_count,
@@ -32,38 +34,6 @@ from .samples import (
     square,
     subtract_mean,
 )
-
-
-_NEGATIVE = (
-    "`GramLinearOperator`: `weights` and `shift` must be non-negative and finite, or "
-    "the operator is not positive semidefinite."
-)
-
-
-def _check_weights(
-    weights: ArrayLike, out_structure: PyTree[jax.ShapeDtypeStruct]
-) -> Float[Array, " samples"]:
-    weights = as_real_inexact(weights, "weights")
-    count = sample_count(out_structure)
-    if weights.shape != (count,):
-        raise ValueError(
-            "`GramLinearOperator(weights=...)` needs one weight for each sample, the "
-            f"shape {(count,)}; found {weights.shape}."
-        )
-    if not is_concrete(weights):
-        invalid = ~((weights >= 0) & (weights < jnp.inf))
-        return eqx.error_if(weights, invalid, _NEGATIVE)
-    values = np.asarray(weights)
-    if not np.all((values >= 0) & np.isfinite(values)):
-        raise ValueError(_NEGATIVE)
-    return weights
-
-
-def _check_shift(shift: ScalarLike) -> Float[Array, ""]:
-    shift = check_damping(shift, "shift")
-    if is_concrete(shift):
-        return shift
-    return eqx.error_if(shift, ~((shift >= 0) & (shift < jnp.inf)), _NEGATIVE)
 
 
 class GramLinearOperator(lx.AbstractLinearOperator):
@@ -156,14 +126,14 @@ class GramLinearOperator(lx.AbstractLinearOperator):
         outputs = operator.out_structure()
         if centre:
             sample_count(outputs)
-        self.weights = None if weights is None else _check_weights(weights, outputs)
+        self.weights = None if weights is None else check_weights(weights, outputs)
         if tree_size(outputs) == 0:
             raise ValueError(
                 "`GramLinearOperator` was given an operator without outputs: the batch "
                 "is empty."
             )
         self.operator = over_one_field(operator)
-        self.shift = _check_shift(shift)
+        self.shift = check_shift(shift)
         self.maps = None
         self.centre = centre
 
@@ -207,10 +177,8 @@ class GramLinearOperator(lx.AbstractLinearOperator):
         As the class itself, and `ValueError` for samples that have no common leading
         axis, no sample, and a `chunk_size` that is not positive.
         """
-        params, samples = (
-            jtu.tree_map(as_inexact, params),
-            jtu.tree_map(jnp.asarray, samples),
-        )
+        params = jtu.tree_map(as_inexact, params)
+        samples = jtu.tree_map(jnp.asarray, samples)
         if sample_count(samples) == 0:
             raise ValueError(
                 "`GramLinearOperator` was given an empty batch of samples."
@@ -235,14 +203,13 @@ class GramLinearOperator(lx.AbstractLinearOperator):
     def factor(self) -> lx.AbstractLinearOperator:
         """B = W^½ C A, for which G = Bᴴ B + shift · I.
 
-        `lxe.damped_solve(gram.factor(), c, gram.shift)` is G⁻¹ Bᴴ c, with
+        `lxe.damped_solve(gram.factor(), c, gram.shift)` is G⁻¹ Bᴴ c. With c = W^½ e,
+        Bᴴ c = Aᴴ W C e is the gradient that goes with the outputs e.
 
-        - Bᴴ c = Aᴴ W C e, the gradient that goes with outputs e, if c = W^½ e.
-
-        For fewer samples than parameters, m < n, that is one QR of Bᴴ, O(n m²), and a
-        problem of m×m. It is the better way if conjugate gradients, at O(n m) a step,
-        would need more steps than there are outputs, and the exact one if they get
-        nowhere; and it never squares the condition number of B.
+        For m outputs, fewer than the n parameters, that is one QR of Bᴴ, O(n m²), and a
+        problem of m×m. It is the better way where conjugate gradients, at O(n m) a
+        step, need more than about m steps or do not converge: it never squares the
+        condition number of B.
 
         B of `lx.materialise(gram)` is dense; that of any other is read where a solver
         needs the matrix, row by row or column by column.
@@ -296,12 +263,12 @@ def _centred(gram: GramLinearOperator, outputs: PyTree[Array]) -> PyTree[Array]:
 
 
 class _ScaledOutputs(eqx.Module):
-    """x ↦ S C A x, with S = diag(scale), as `lx.JacobianLinearOperator` takes it."""
+    """x ↦ S C A x, with S = diag(scale)."""
 
     gram: GramLinearOperator
     scale: Float[Array, " samples"] | None
 
-    def __call__(self, x, args):
+    def __call__(self, x):
         forward, _ = _linear_maps(self.gram)
         return scale_samples(self.scale, _centred(self.gram, forward.mv(x)))
 
@@ -317,16 +284,14 @@ def _centred_operator(
         return lx.MatrixLinearOperator(dense(inner.matrix))
     if isinstance(inner, lx.PyTreeLinearOperator):
         return lx.PyTreeLinearOperator(dense(inner.pytree), inner.out_structure())
-    params = gram.in_structure()
-    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), params)
     fn = _ScaledOutputs(lx.linearise(gram), scale)  # pyright: ignore
-    return lx.JacobianLinearOperator(fn, zeros, closure_convert=False)
+    return as_jacobian(fn, gram.in_structure())
 
 
 def _row_weights(gram: GramLinearOperator, dtype) -> Inexact[Array, " outputs"]:
     """The weights of the flattened outputs."""
-    outputs = gram.operator.out_structure()
-    ones = jtu.tree_map(lambda s: jnp.ones(s.shape, s.dtype), outputs)
+    real = lambda s: jnp.ones(s.shape, jnp.finfo(s.dtype).dtype)
+    ones = jtu.tree_map(real, gram.operator.out_structure())
     return ravel(scale_samples(gram.weights, ones)).astype(dtype)
 
 

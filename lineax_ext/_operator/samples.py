@@ -11,11 +11,21 @@ import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, Float, Inexact, Int, PyTree, Shaped
+from jaxtyping import (
+    Array,
+    ArrayLike,
+    Float,
+    Inexact,
+    Int,
+    PyTree,
+    ScalarLike,
+    Shaped,
+)
 
 from .._flat import is_complex
 from .._materialise import as_matrix
 from .._structure.extract import map_chunked, sum_chunked
+from .damped import as_real_inexact, check_damping, is_concrete
 
 
 class SplitComplex(eqx.Module):
@@ -147,6 +157,22 @@ def over_one_field(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOper
     return operator
 
 
+class _NoArgs(eqx.Module):
+    fn: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def __call__(self, x, args):
+        return self.fn(x)
+
+
+def as_jacobian(
+    fn: Callable[[PyTree[Array]], PyTree[Array]],
+    structure: PyTree[jax.ShapeDtypeStruct],
+) -> lx.JacobianLinearOperator:
+    """A linear function is its own Jacobian, of which rows can be read, too."""
+    zeros = jtu.tree_map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
+    return lx.JacobianLinearOperator(_NoArgs(fn), zeros, closure_convert=False)
+
+
 def samples_of(operator: lx.AbstractLinearOperator) -> Samples | None:
     if isinstance(operator, lx.JacobianLinearOperator):
         if isinstance(operator.fn, Samplewise):
@@ -157,8 +183,13 @@ def samples_of(operator: lx.AbstractLinearOperator) -> Samples | None:
 def jacobian_matrix(
     operator: lx.AbstractLinearOperator,
 ) -> Inexact[Array, "outputs n"]:
+    """The matrix of A, read by its rows if these are fewer."""
     samples = samples_of(operator)
-    return as_matrix(lx.linearise(operator)) if samples is None else samples.matrix()
+    if samples is not None:
+        return samples.matrix()
+    if isinstance(operator, lx.FunctionLinearOperator):
+        operator = as_jacobian(operator.fn, operator.in_structure())
+    return as_matrix(operator)
 
 
 def square(x: Inexact[Array, "..."]) -> Float[Array, "..."]:
@@ -179,6 +210,38 @@ def sample_count(samples: PyTree[Any]) -> int:
             f"array, of one length; found the shapes {shapes}."
         )
     return shapes[0][0]
+
+
+_NEGATIVE = (
+    "`GramLinearOperator`: `weights` and `shift` must be non-negative and finite, or "
+    "the operator is not positive semidefinite."
+)
+
+
+def check_weights(
+    weights: ArrayLike, out_structure: PyTree[jax.ShapeDtypeStruct]
+) -> Float[Array, " samples"]:
+    weights = as_real_inexact(weights, "weights")
+    count = sample_count(out_structure)
+    if weights.shape != (count,):
+        raise ValueError(
+            "`GramLinearOperator(weights=...)` needs one weight for each sample, the "
+            f"shape {(count,)}; found {weights.shape}."
+        )
+    if not is_concrete(weights):
+        invalid = ~((weights >= 0) & (weights < jnp.inf))
+        return eqx.error_if(weights, invalid, _NEGATIVE)
+    values = np.asarray(weights)
+    if not np.all((values >= 0) & np.isfinite(values)):
+        raise ValueError(_NEGATIVE)
+    return weights
+
+
+def check_shift(shift: ScalarLike) -> Float[Array, ""]:
+    shift = check_damping(shift, "shift")
+    if is_concrete(shift):
+        return shift
+    return eqx.error_if(shift, ~((shift >= 0) & (shift < jnp.inf)), _NEGATIVE)
 
 
 #
