@@ -91,7 +91,7 @@ class Case:
     - `sides`: functions of `*args`, by name. Ratios are taken to the first one.
     - `args`: pytrees of arrays.
     - `error`: of what a side returned, from an independent referee.
-    - `steps`: the number of steps in what a side returned, where there are any.
+    - `steps`: the number of steps in what a side returned, if it tells.
     - `goals`: what is claimed. Reported only: a clock fails no run.
     - `seconds`: for how long the sides take turns.
     """
@@ -103,7 +103,7 @@ class Case:
     error: Callable[[Any], float]
     tolerance: float = 1e-8
     xlabel: str = "n"
-    steps: Callable[[Any], int] | None = None
+    steps: Callable[[Any], int | None] | None = None
     goals: tuple[Goal, ...] = ()
     seconds: float = 6.0
 
@@ -176,8 +176,8 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         sides[name]["error"] = float(case.error(answer))
         if not sides[name]["error"] <= case.tolerance and not side.may_fail:
             wrong.append(name)
-        if case.steps is not None:
-            sides[name]["steps"] = int(case.steps(answer))
+        if case.steps is not None and (steps := case.steps(answer)) is not None:
+            sides[name]["steps"] = int(steps)
         del answer
     least = _least_times(calls, min(0.5, case.seconds) if quick else case.seconds)
     first = least.get(next(iter(case.sides)))

@@ -24,6 +24,7 @@ from ._least_squares import (
 from ._operator import (
     BlockTridiagonalLinearOperator as BlockTridiagonalLinearOperator,
     DampedLinearOperator as DampedLinearOperator,
+    GramLinearOperator as GramLinearOperator,
 )
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,

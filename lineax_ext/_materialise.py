@@ -1,10 +1,13 @@
 """The dense matrix of an operator, in chunks."""
 
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 import lineax as lx
-from jaxtyping import Array, Inexact
+from jaxtyping import Array, Inexact, PyTree
 
+from ._flat import unravel
 from ._structure.extract import basis_vector, map_chunked, reader, untagged
 
 
@@ -36,3 +39,21 @@ def as_matrix(operator: lx.AbstractLinearOperator) -> Inexact[Array, "m n"]:
         indices = lax.iota(jnp.int32, count)
         stacked = map_chunked(lambda index: read.apply(basis(index)), indices)
     return stacked.T if read.by == "columns" else stacked
+
+
+def as_pytree_operator(
+    matrix: Inexact[Array, "m n"],
+    in_structure: PyTree[jax.ShapeDtypeStruct],
+    out_structure: PyTree[jax.ShapeDtypeStruct],
+) -> lx.PyTreeLinearOperator:
+    """The operator between pytrees of one dtype that has this matrix."""
+    leaves, treedef = jtu.tree_flatten(out_structure)
+    pytree, start = [], 0
+    for leaf in leaves:
+        rows = matrix[start : start + leaf.size].reshape(*leaf.shape, matrix.shape[1])
+        split = lambda row: unravel(row, in_structure)
+        for _ in leaf.shape:
+            split = jax.vmap(split)
+        pytree.append(split(rows))
+        start += leaf.size
+    return lx.PyTreeLinearOperator(treedef.unflatten(pytree), out_structure)

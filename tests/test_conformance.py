@@ -17,6 +17,7 @@ from helpers import (
     block_tridiagonal_operator,
     damped_stack,
     flatten,
+    jacobian_operator,
     normal,
     over_double_dtypes,
     over_shapes,
@@ -67,10 +68,21 @@ def block_tridiagonal(shape, dtype):
     return block_tridiagonal_operator(matrix, k), matrix
 
 
+def gram(shape, dtype):
+    inner, weights = normal(shape, dtype), np.geomspace(0.5, 2, shape[0])
+    operator = jacobian_operator(inner)
+    kwargs = dict(weights=weights, centre=True, shift=0.3)
+    matrix = np.asarray(operator.as_matrix())  # that of `inner`, at another point
+    matrix = np.sqrt(weights)[:, None] * (matrix - weights @ matrix / weights.sum())
+    expected = matrix.conj().T @ matrix + 0.3 * np.eye(shape[1])
+    return lxe.GramLinearOperator(operator, **kwargs), expected
+
+
 # An operator of each class, with its matrix. A class without an entry is an error.
 EXAMPLES = {
     lxe.BlockTridiagonalLinearOperator: block_tridiagonal,
     lxe.DampedLinearOperator: damped,
+    lxe.GramLinearOperator: gram,
 }
 
 
@@ -127,7 +139,7 @@ CHECKS = {
 
 
 def test_discovery():
-    assert lxe.DampedLinearOperator in OPERATORS
+    assert {lxe.DampedLinearOperator, lxe.GramLinearOperator} <= set(OPERATORS)
     assert {lx.linearise, lx.conj, lx.is_symmetric} <= set(FUNCTIONS)
 
 
@@ -173,7 +185,8 @@ def test_methods(cls, shape, dtype):
 @over_operators
 def test_vmap(cls):
     operator, matrix = EXAMPLES[cls]((5, 3), np.complex128)
-    stacked = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), operator)
+    stack = lambda x: jnp.stack([x, 2 * x]) if eqx.is_array(x) else x
+    stacked = jax.tree.map(stack, operator)
     xs = normal((2, matrix.shape[1]), np.complex128)
 
     def mv(operator, x):

@@ -2,3 +2,4 @@ from .block_tridiagonal import (
     BlockTridiagonalLinearOperator as BlockTridiagonalLinearOperator,
 )
 from .damped import DampedLinearOperator as DampedLinearOperator
+from .gram import GramLinearOperator as GramLinearOperator

@@ -1,5 +1,7 @@
 """The operator of a damped least-squares problem."""
 
+import functools as ft
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,27 +15,30 @@ from .._flat import ravel, result_dtype
 from .._materialise import as_matrix
 
 
-def _is_concrete(x) -> bool:
+def is_concrete(x) -> bool:
     return not isinstance(x, Tracer)
 
 
-def _as_real_inexact(x: ArrayLike, name: str) -> Array:
+def as_inexact(x: ArrayLike) -> Array:
     x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(jnp.zeros(()).dtype)
+
+
+def as_real_inexact(x: ArrayLike, name: str) -> Array:
+    x = as_inexact(x)
     if jnp.issubdtype(x.dtype, jnp.complexfloating):
         raise ValueError(f"`{name}` must be real, not {x.dtype}.")
-    if not jnp.issubdtype(x.dtype, jnp.inexact):
-        x = x.astype(jnp.zeros(()).dtype)
     return x
 
 
-def check_damping(damping: ScalarLike) -> Float[Array, ""]:
+def check_damping(damping: ScalarLike, name: str = "damping") -> Float[Array, ""]:
     """A real inexact scalar; an error if seen to be negative or not finite."""
-    damping = _as_real_inexact(damping, "damping")
+    damping = as_real_inexact(damping, name)
     if damping.shape != ():
-        raise ValueError(f"`damping` must be a scalar, not of shape {damping.shape}.")
-    if _is_concrete(damping) and not 0 <= float(damping) < float("inf"):
+        raise ValueError(f"`{name}` must be a scalar, not of shape {damping.shape}.")
+    if is_concrete(damping) and not 0 <= float(damping) < float("inf"):
         raise ValueError(
-            f"`damping` must be non-negative and finite, but is {float(damping)}."
+            f"`{name}` must be non-negative and finite, but is {float(damping)}."
         )
     return damping
 
@@ -42,7 +47,7 @@ def check_scale(
     scale: PyTree[ArrayLike], in_structure: PyTree[jax.ShapeDtypeStruct]
 ) -> PyTree[Float[Array, "..."]]:
     """Real arrays shaped as `in_structure`, positive as far as that can be seen."""
-    scale = jtu.tree_map(lambda x: _as_real_inexact(x, "scale"), scale)
+    scale = jtu.tree_map(lambda x: as_real_inexact(x, "scale"), scale)
     shapes = lambda tree: jtu.tree_map(lambda x: tuple(x.shape), tree)
     expected, found = shapes(in_structure), shapes(scale)
     if jtu.tree_structure(scale) != jtu.tree_structure(in_structure) or (
@@ -53,7 +58,7 @@ def check_scale(
             f"{expected}, but has {found}."
         )
     for leaf in jtu.tree_leaves(scale):
-        if not _is_concrete(leaf):
+        if not is_concrete(leaf):
             continue
         value = np.asarray(leaf)
         if not np.all((value > 0) & np.isfinite(value)):
@@ -75,32 +80,31 @@ class _Transpose(eqx.Module):
         )
 
 
-@jax.custom_jvp
-def _root(damping):
-    """√λ, with an error in place of an infinite derivative."""
-    return jnp.sqrt(damping)
+@ft.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def root(x: Float[Array, "..."], message: str) -> Float[Array, "..."]:
+    """√x, with an error in place of an infinite derivative."""
+    return jnp.sqrt(x)
 
 
-@_root.defjvp
-def _(primals, tangents):
-    (damping,), (t_damping,) = primals, tangents
-    root = _root(damping)
-    root = eqx.error_if(
-        root,
-        root == 0,
-        "A `DampedLinearOperator` was differentiated with respect to its damping at "
-        "λ = 0, where the derivative of √λ is infinite.",
-    )
-    return root, t_damping / (2 * root)
+@root.defjvp
+def _(message, primals, tangents):
+    (x,), (t_x,) = primals, tangents
+    y = root(x, message)
+    y = eqx.error_if(y, y == 0, message)
+    return y, t_x / (2 * y)
 
 
 def _damp(damping, scale, x):
     """√λ D x, leaf by leaf, in the dtype of each leaf."""
-    root = _root(damping)
+    y = root(
+        damping,
+        "A `DampedLinearOperator` was differentiated with respect to its damping at "
+        "λ = 0, where the derivative of √λ is infinite.",
+    )
     if scale is None:
-        return jtu.tree_map(lambda xi: root.astype(xi.dtype) * xi, x)
+        return jtu.tree_map(lambda xi: y.astype(xi.dtype) * xi, x)
     return jtu.tree_map(
-        lambda xi, di: root.astype(xi.dtype) * (di.astype(xi.dtype) * xi), x, scale
+        lambda xi, di: y.astype(xi.dtype) * (di.astype(xi.dtype) * xi), x, scale
     )
 
 

@@ -168,6 +168,40 @@ def map_chunked(
     return lax.map(checkpoint(fn), xs)
 
 
+def sum_chunked(fn: Callable[[Int[Array, ""]], Array], count: int) -> Array:
+    """fn(0) + fn(1) + … + fn(count − 1), as `map_chunked` without a stack of the terms.
+
+    Memory for one chunk of terms and the sum.
+    """
+    index = jax.ShapeDtypeStruct((), jnp.int32)
+    loops = -(-count // chunk_size(fn, index, count))
+    chunk = -(-count // loops)
+
+    def term(index):
+        value = fn(jnp.minimum(index, count - 1))
+        return jnp.where(index < count, value, jnp.zeros_like(value))
+
+    def add(total, start):
+        terms = jax.vmap(term)(start + lax.iota(jnp.int32, chunk))
+        return total + jnp.sum(terms, axis=0), None
+
+    def add_one(total, index):
+        return total + term(index), None
+
+    def loop(body, step):
+        out = jax.eval_shape(fn, index)
+        starts = step * lax.iota(jnp.int32, -(-count // step))
+        body = jax.checkpoint(body, prevent_cse=False)
+        return lax.scan(body, jnp.zeros(out.shape, out.dtype), starts)[0]
+
+    if chunk > 1:
+        try:
+            return loop(add, chunk)
+        except (NotImplementedError, ValueError):
+            pass  # as in `map_chunked`
+    return loop(add_one, 1)
+
+
 #
 # Banded
 #
