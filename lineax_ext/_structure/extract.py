@@ -45,6 +45,17 @@ def untagged(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     return operator
 
 
+def direction(
+    operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
+) -> Literal["columns", "rows"]:
+    """What `reader(operator, by)` reads."""
+    operator = untagged(operator)
+    if isinstance(operator, lx.JacobianLinearOperator):
+        if operator.jac == "bwd" or (operator.jac is None and by == "rows"):
+            return "rows"
+    return "columns"
+
+
 def reader(
     operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
 ) -> Reader:
@@ -60,7 +71,7 @@ def reader(
     dtype = result_dtype(out_structure)
 
     if isinstance(operator, lx.JacobianLinearOperator):
-        if operator.jac == "bwd" or (operator.jac is None and by == "rows"):
+        if direction(operator, by) == "rows":
             _, vjp = jax.vjp(lambda x: operator.fn(x, operator.args), operator.x)
             return Reader(_row_reader(vjp, operator), "rows", shape, dtype)
         fn = jax.linearize(lambda x: operator.fn(x, operator.args), operator.x)[1]

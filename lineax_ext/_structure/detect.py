@@ -1,0 +1,190 @@
+"""The sparsity pattern of an operator, found from its computation by `asdex`."""
+
+import collections
+import contextlib
+import gc
+import hashlib
+import importlib.util
+import warnings
+from collections.abc import Hashable
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.extend.core as jex
+import lineax as lx
+import numpy as np
+
+from .._flat import result_dtype, tree_size
+from .dataflow import replay
+from .extract import direction, reader, untagged
+from .pattern import Pattern
+
+
+def detect(
+    operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
+) -> Pattern | None:
+    """Where the matrix of `operator` may have entries, for any values of its arrays.
+
+    Nothing is evaluated: `asdex` follows which of the outputs of `reader(operator, by)`
+    depend on which inputs. The operator's arrays are arguments of what is traced, not
+    constants, so that the pattern is that of every operator with the same computation,
+    under any transformation. Constants are what `operator.fn` closes over, as long as
+    they are not traced themselves.
+
+    Cached by the value of the computation. A matrix that `asdex` cannot follow has no
+    pattern, `None`, and a warning says why.
+    """
+    if importlib.util.find_spec("asdex") is None:
+        raise ImportError(
+            "Finding the sparsity pattern of an operator needs `asdex`. Install it with "
+            "`pip install 'lineax_ext[auto]'`, or say what is known of the structure by "
+            "tags, with `TaggedLinearSolver` or `tags=`."
+        )
+    operator = untagged(operator)
+    by = direction(operator, by)
+    out_structure, in_structure = operator.out_structure(), operator.in_structure()
+    m, n = tree_size(out_structure), tree_size(in_structure)
+    m, n = (m, n) if by == "columns" else (n, m)
+    seed = jax.ShapeDtypeStruct((n,), result_dtype(out_structure))
+    arrays, static = eqx.partition(operator, _is_argument(operator))
+
+    def apply(arrays, seed):
+        return reader(eqx.combine(arrays, static), by).apply(seed)
+
+    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
+    arguments = jax.tree_util.tree_map(struct, arrays)
+    program = jax.make_jaxpr(apply)(arguments, seed)
+
+    pattern = _cached_pattern(program, m, n)
+    return pattern if pattern is None or by == "columns" else pattern.T
+
+
+def _is_argument(operator: lx.AbstractLinearOperator):
+    """Which of the operator's leaves vary from one use of it to the next."""
+    if isinstance(operator, lx.JacobianLinearOperator):
+        constants = jax.tree_util.tree_leaves(operator.fn)
+    elif isinstance(operator, lx.FunctionLinearOperator):
+        # Of a linearised function the floating-point constants are values at a point.
+        constants = [
+            x
+            for x in jax.tree_util.tree_leaves(operator.fn)
+            if eqx.is_array(x) and not eqx.is_inexact_array(x)
+        ]
+    else:
+        constants = []
+    constants = {id(x) for x in constants if not isinstance(x, jax.core.Tracer)}
+    return lambda x: eqx.is_array(x) and id(x) not in constants
+
+
+#
+# Caching
+#
+
+_cache: collections.OrderedDict[Hashable, Pattern | None] = collections.OrderedDict()
+_cache_size = 64
+
+
+def _cached_pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
+    key = _fingerprint(program, {})
+    if key not in _cache:
+        _cache[key] = _pattern(program, m, n)
+        while len(_cache) > _cache_size:
+            _cache.popitem(last=False)
+    _cache.move_to_end(key)
+    return _cache[key]
+
+
+def _fingerprint(
+    jaxpr: jex.Jaxpr | jex.ClosedJaxpr, numbers: dict[Any, int]
+) -> Hashable:
+    """Nested tuples that are equal for equal computations."""
+    if isinstance(jaxpr, jex.ClosedJaxpr):
+        consts = tuple(map(_value, jaxpr.consts))
+        return consts, _fingerprint(jaxpr.jaxpr, numbers)
+
+    def atom(x):
+        if isinstance(x, jex.Literal):
+            return _value(x.val)
+        return numbers.setdefault(x, len(numbers)), x.aval
+
+    def param(x):
+        if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr):
+            return _fingerprint(x, numbers)
+        if isinstance(x, tuple | list):
+            return tuple(map(param, x))
+        if isinstance(x, np.ndarray):
+            return _value(x)
+        try:
+            hash(x)
+        except TypeError:
+            return object()  # like nothing else
+        return x
+
+    def equation(eqn):
+        params = [(name, param(eqn.params[name])) for name in sorted(eqn.params)]
+        ins, outs = map(atom, eqn.invars), map(atom, eqn.outvars)
+        return eqn.primitive, tuple(ins), tuple(outs), tuple(params)
+
+    ins = map(atom, (*jaxpr.constvars, *jaxpr.invars))
+    outs = map(atom, jaxpr.outvars)
+    return tuple(ins), tuple(map(equation, jaxpr.eqns)), tuple(outs)
+
+
+def _value(x: Any) -> Hashable:
+    if isinstance(x, jax.core.Tracer):
+        return "traced", x.aval
+    x = np.asarray(x)
+    return x.shape, x.dtype, hashlib.sha256(x.tobytes()).digest()
+
+
+#
+# Detection
+#
+
+# The entries of a dense matrix take long to enumerate. Where there may be so many of
+# them a look at a few rows comes first.
+_many = 10**5
+
+
+def _pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
+    import asdex
+
+    (*_, seed), _ = program.in_avals, program.out_avals
+
+    def find(rows):
+        fn = lambda *args: replay(program, *args)[rows]
+        example = np.zeros(seed.shape, seed.dtype)
+        return asdex.jacobian_sparsity(fn, example, np.zeros(()), argnums=0)
+
+    with _collection_paused():
+        try:
+            step = m // 16
+            if step * n > _many:
+                found = find(slice(None, None, step))
+                if len(found.rows) == len(range(0, m, step)) * n:
+                    rows, cols = np.indices((m, n), np.int32).reshape(2, -1)
+                    return Pattern(rows, cols, (m, n))
+            found = find(slice(None))
+        except NotImplementedError as error:
+            warnings.warn(
+                "`AutoStructuredLinearSolver`: no sparsity pattern was found, and the "
+                f"matrix is taken to be dense. {error}",
+                stacklevel=2,
+            )
+            return None
+    rows, cols = (np.asarray(x, np.int32) for x in (found.rows, found.cols))
+    return Pattern(rows, cols, (m, n))
+
+
+@contextlib.contextmanager
+def _collection_paused():
+    """Index sets by the hundred thousand, none of them garbage: collecting took longer
+    than everything else."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
