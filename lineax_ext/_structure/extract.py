@@ -19,6 +19,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Inexact, Int
 
@@ -232,6 +233,27 @@ def _span(m: int, n: int, offset: int) -> tuple[int, int, int]:
     """First row, first column and length of a diagonal of an m×n matrix."""
     i, j = max(0, -offset), max(0, offset)
     return i, j, max(0, min(m - i, n - j))
+
+
+#
+# A pattern
+#
+
+
+def read_compressed(
+    read: Reader, colours: np.ndarray, count: int
+) -> Inexact[Array, "count length"]:
+    """For each colour, the sum of the columns (rows) that have it.
+
+    Where no two columns of a colour share a row, entry (i, j) stands at `[colour of j,
+    i]`. Costs `count` applications.
+    """
+    m, n = read.shape
+    if min(m, n, count) == 0:
+        return jnp.zeros((count, m if read.by == "columns" else n), read.dtype)
+    colour = lax.broadcasted_iota(jnp.int32, (count, len(colours)), 0)
+    seeds = jnp.asarray(colours, jnp.int32)[None, :] == colour
+    return map_chunked(read.apply, seeds.astype(read.dtype))
 
 
 #
