@@ -16,9 +16,13 @@ from ._least_squares import (
     LevenbergMarquardt as LevenbergMarquardt,
     ScaledTrustRegionDescent as ScaledTrustRegionDescent,
 )
-from ._operator import DampedLinearOperator as DampedLinearOperator
+from ._operator import (
+    BlockTridiagonalLinearOperator as BlockTridiagonalLinearOperator,
+    DampedLinearOperator as DampedLinearOperator,
+)
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
+    BlockTridiagonal as BlockTridiagonal,
     DampedQR as DampedQR,
     DampedSVD as DampedSVD,
     QRMultiply as QRMultiply,

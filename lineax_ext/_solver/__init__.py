@@ -1,3 +1,4 @@
+from .block_tridiagonal import BlockTridiagonal as BlockTridiagonal
 from .damped import AbstractDampedSolver as AbstractDampedSolver
 from .damped_qr import DampedQR as DampedQR
 from .damped_svd import DampedSVD as DampedSVD
