@@ -26,9 +26,7 @@ def block_size(half_bandwidth: int) -> int:
     return max(8, half_bandwidth)
 
 
-def pack_band(
-    band: Mapping[int, Inexact[Array, " length"]], n: int, k: int
-) -> Blocks:
+def pack_band(band: Mapping[int, Inexact[Array, " length"]], n: int, k: int) -> Blocks:
     """The n×n matrix with the diagonals `band`, in blocks of size k.
 
     Rows and columns of the identity are added at the end, until k divides their number.

@@ -190,7 +190,11 @@ class _Replay:
         """c v and v c have the entries of v, unless c is zero somewhere."""
         for v, c in (ins, ins[::-1]):
             if _fills(v, eqn):
-                if isinstance(c, _Unknown) or isinstance(c, _Constant) and c.value.all():
+                if (
+                    isinstance(c, _Unknown)
+                    or isinstance(c, _Constant)
+                    and c.value.all()
+                ):
                     return [v]
         return None
 
@@ -215,7 +219,9 @@ class _Replay:
         v, other = ins if left else ins[::-1]
         if not isinstance(other, _Unknown):
             return None
-        contracted, batch = (x[0 if left else 1] for x in eqn.params["dimension_numbers"])
+        contracted, batch = (
+            x[0 if left else 1] for x in eqn.params["dimension_numbers"]
+        )
         v, summed = v.value, {*contracted}
         v = jnp.sum(v, contracted, keepdims=True).astype(out.dtype)
         free = [i for i in range(v.ndim) if i not in summed and i not in batch]
