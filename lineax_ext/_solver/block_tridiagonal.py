@@ -41,7 +41,7 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
         blocks = jax.lax.stop_gradient(blocks)
         k = inner.diagonal.shape[1]
         factor = max(1, block_size(2 * k - 1) // k)
-        return _BlockTridiagonalState(block_lu(*merge(blocks, factor)), orientation)
+        return _BlockTridiagonalState(block_lu(merge(blocks, factor)), orientation)
 
     def compute(
         self,
@@ -53,12 +53,12 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
         factors = state.factors
         if factors is None:
             return vector, lx.RESULTS.successful, {}
-        count, k, _ = factors.backward.shape
+        count, k = factors.scale.shape
 
         def fold(fn):
             def folded(b):
                 padded = jnp.pad(b, (0, count * k - b.size))
-                return fn(padded.reshape(count, k, 1)).reshape(-1)[: b.size]
+                return fn(padded.reshape(count, k)).reshape(-1)[: b.size]
 
             return folded
 
