@@ -5,7 +5,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact
+from jaxtyping import Array, Bool, Inexact
 
 from .._structure.blocks import Blocks
 from .householder import matmul
@@ -14,7 +14,7 @@ from .householder import matmul
 class BlockLU(eqx.Module):
     """The factors of A = S R, S diagonal and R block-tridiagonal."""
 
-    scale: Float[Array, "N k"]
+    scale: Inexact[Array, "N k"]
     rows: Inexact[Array, "N k 3*k"]
     forward: Inexact[Array, "N 2*k 2*k"]
     backward: Inexact[Array, "N 2*k k"]
@@ -119,7 +119,7 @@ def block_lu(blocks: Blocks) -> BlockLU:
         axis=2,
     )
     scale = jnp.max(jnp.abs(rows), axis=2)
-    scale = jnp.where(scale == 0, 1, scale)
+    scale = jnp.where(scale == 0, 1, scale).astype(rows.dtype)
     rows = rows / scale[:, :, None]
 
     first = jnp.concatenate([rows[0, :, k:], zeros[0]], axis=1)
