@@ -19,6 +19,7 @@ from .._structure.extract import untagged
 from .._structure.pattern import Pattern
 from .._structure.rearranged import coloured_matrix
 from .block_tridiagonal import BlockTridiagonal
+from .checked_lu import _CheckedLU
 from .orientation import frozen, orient, Orientation
 from .qr_multiply import QRMultiply
 from .rearranged import factorise, solve, solver_of
@@ -35,13 +36,11 @@ class _AutoStructuredState(eqx.Module):
     conjugated: bool = eqx.field(static=True, default=False)
 
 
-# Operators that have their entries at hand.
+# Operators that have their entries at hand, of which no pattern is known.
 _explicit = (
     lx.MatrixLinearOperator,
     lx.PyTreeLinearOperator,
-    lx.DiagonalLinearOperator,
-    lx.TridiagonalLinearOperator,
-    lx.IdentityLinearOperator,
+    BlockTridiagonalLinearOperator,
 )
 
 
@@ -85,40 +84,49 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 f"shape {(m, n)}, which is not square. For a least-squares problem, "
                 "pass `well_posed=None` or `well_posed=False`."
             )
-        inner = untagged(operator)
-        if _is_structured(operator) or isinstance(inner, _explicit):
+        inner, solver = untagged(operator), None
+        if _is_structured(operator):
             solver = lx.AutoLinearSolver(self.well_posed)
+        elif isinstance(inner, BlockTridiagonalLinearOperator):
+            solver = None if self.well_posed is False else BlockTridiagonal()
+        if solver is not None and m > 0:
             return _AutoStructuredState(solver.init(operator, options), solver)
-        if self.well_posed is not False:
-            if isinstance(inner, BlockTridiagonalLinearOperator):
-                solver = BlockTridiagonal()
-                return _AutoStructuredState(solver.init(operator, options), solver)
-        return self._detected(frozen(operator, "AutoStructuredLinearSolver"))
+        operator = frozen(operator, "AutoStructuredLinearSolver")
+        if isinstance(inner, _explicit) or 0 in (m, n):
+            return self._dense(operator, None)
+        return self._detected(operator)
 
     def _detected(self, operator: lx.AbstractLinearOperator) -> _AutoStructuredState:
-        orientation, pattern = orient(operator), detect(operator)
+        pattern = detect(operator)
         arrangement = None if pattern is None else arrange(pattern)
-        if arrangement is not None and arrangement.kind != "dense":
-            diagonal = arrangement.kind == "band" and arrangement.half_bandwidth == 0
-            if self.well_posed is not False or diagonal:
-                solver = solver_of(arrangement)
-                if self.well_posed is False:
-                    solver = lx.Diagonal()
-                state = factorise(solver, operator, pattern)
-                return _AutoStructuredState(state, solver, orientation, pattern)
+        if pattern is None or arrangement is None or arrangement.kind == "dense":
+            return self._dense(operator, pattern)
+        solver = solver_of(arrangement)
+        if self.well_posed is False:
+            if not isinstance(solver, lx.Diagonal):
+                return self._dense(operator, pattern)
+            solver = lx.Diagonal()
+        state = factorise(solver, operator, pattern)
+        return _AutoStructuredState(state, solver, orient(operator), pattern)
 
-        read = as_matrix if pattern is None else lambda x: coloured_matrix(x, pattern)
-        matrix, tags = lax.stop_gradient(read(operator)), ()
+    def _dense(
+        self, operator: lx.AbstractLinearOperator, pattern: Pattern | None
+    ) -> _AutoStructuredState:
+        if pattern is None:
+            matrix = as_matrix(operator)
+        else:
+            matrix = coloured_matrix(operator, pattern)
+        m, n = matrix.shape
+        tags = _semidefinite_tags(operator)
         if self.well_posed is False:
             solver = QRMultiply(pivoting=True)
-        elif operator.out_size() != operator.in_size():
+        elif m != n or n == 0:
             solver = QRMultiply()
-        elif len(tags := _semidefinite_tags(operator)) > 0:
-            solver = lx.Cholesky()
         else:
-            solver = lx.LU()
-        state = solver.init(lx.MatrixLinearOperator(matrix, tags), {})
-        return _AutoStructuredState(state, solver, orientation)
+            solver = _CheckedLU() if len(tags) == 0 else lx.Cholesky()
+        # Once more for what the operator closes over.
+        matrix = lx.MatrixLinearOperator(lax.stop_gradient(matrix), tags)
+        return _AutoStructuredState(solver.init(matrix, {}), solver, orient(operator))
 
     def compute(
         self,
@@ -126,7 +134,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         vector: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        # Ā⁻¹ b = conj(A⁻¹ b̄). (`lineax.LU.conj`, of 0.1.1, transposes as well.)
+        # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = lambda tree: jtu.tree_map(jnp.conj, tree) if state.conjugated else tree
         vector, orientation = conj(vector), state.orientation
         if orientation is None:

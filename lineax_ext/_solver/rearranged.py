@@ -14,6 +14,7 @@ from .._structure.blocks import block_size, pack_band
 from .._structure.pattern import Pattern
 from .._structure.rearranged import coloured_matrix, rearranged_band, rearranged_blocks
 from .block_tridiagonal import BlockTridiagonal
+from .checked_lu import _CheckedLU
 
 
 def solver_of(arrangement: Arrangement) -> lx.AbstractLinearSolver:
@@ -22,7 +23,7 @@ def solver_of(arrangement: Arrangement) -> lx.AbstractLinearSolver:
         narrow = lx.Diagonal(well_posed=True), lx.Tridiagonal()
         half = arrangement.half_bandwidth
         return narrow[half] if half <= 1 else BlockTridiagonal()
-    return lx.LU() if arrangement.kind == "blocks" else lx.Triangular()
+    return _CheckedLU() if arrangement.kind == "blocks" else lx.Triangular()
 
 
 def factorise(
@@ -74,9 +75,11 @@ def solve(
         # Positions without a row read the zero.
         b = jnp.append(b, jnp.zeros((), b.dtype))[order]
     if arrangement.kind == "blocks":
-        compute = lambda state, b: solver.compute(state, b, {})[0]
-        x = eqx.filter_vmap(compute)(state, b.reshape(-1, arrangement.block))
-        x, result = x.reshape(-1), lx.RESULTS.successful
+        compute = lambda state, b: solver.compute(state, b, {})[:2]
+        x, results = eqx.filter_vmap(compute)(state, b.reshape(-1, arrangement.block))
+        singular = jnp.any(results == lx.RESULTS.singular)
+        result = lx.RESULTS.where(singular, lx.RESULTS.singular, lx.RESULTS.successful)
+        x = x.reshape(-1)
     else:
         if isinstance(solver, BlockTridiagonal):
             k = block_size(arrangement.half_bandwidth)
