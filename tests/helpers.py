@@ -35,6 +35,20 @@ over_solvers = _over(SOLVERS)
 over_pseudosolvers = _over([row for row in SOLVERS if row[-1]])
 over_regular_solvers = _over([row for row in SOLVERS if not row[-1]])
 
+# Solvers of square operators of one class, which a function makes of a matrix.
+SQUARE_SOLVERS = (
+    (
+        "BlockTridiagonal",
+        lxe.BlockTridiagonal(),
+        lambda matrix: block_tridiagonal_operator(matrix, 2),
+    ),
+)
+
+over_square_solvers = pytest.mark.parametrize(
+    "solver, make_operator",
+    [pytest.param(solver, make, id=name) for name, solver, make in SQUARE_SOLVERS],
+)
+
 SHAPES = ((5, 3), (4, 4), (3, 5))
 SHAPE_IDS = ("tall", "square", "wide")
 over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
@@ -134,6 +148,15 @@ def unflatten(vector, structure):
 
 def matrix_operator(matrix, tags=()):
     return lx.MatrixLinearOperator(jnp.asarray(matrix), tags)
+
+
+def block_tridiagonal_operator(matrix, k, tags=()):
+    """Reads three block diagonals, which is all there is of a 2k×2k matrix."""
+    count = matrix.shape[0] // k
+    blocks = jnp.asarray(matrix).reshape(count, k, count, k).swapaxes(1, 2)
+    i = np.arange(count)
+    bands = blocks[i, i], blocks[i[1:], i[:-1]], blocks[i[:-1], i[1:]]
+    return lxe.BlockTridiagonalLinearOperator(*bands, tags)
 
 
 def function_operator(matrix, tags=()):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers import (
     assert_close,
+    block_tridiagonal_operator,
     damped_stack,
     flatten,
     normal,
@@ -21,6 +22,7 @@ from helpers import (
     over_shapes,
     pytree_operator,
     SOLVERS,
+    SQUARE_SOLVERS,
     unflatten,
 )
 
@@ -57,8 +59,20 @@ def damped(shape, dtype):
     return operator, damped_stack(inner, 0.3, scale)
 
 
+def block_tridiagonal(shape, dtype):
+    count, k = {(5, 3): (3, 2), (4, 4): (4, 1), (3, 5): (1, 3)}[shape]
+    size = count * k
+    near = np.abs(np.subtract.outer(np.arange(count), np.arange(count))) <= 1
+    near = np.kron(near, np.ones((k, k))).astype(dtype)
+    matrix = near * normal((size, size), dtype)
+    return block_tridiagonal_operator(matrix, k), matrix
+
+
 # An operator of each class, with its matrix. A class without an entry is an error.
-EXAMPLES = {lxe.DampedLinearOperator: damped}
+EXAMPLES = {
+    lxe.BlockTridiagonalLinearOperator: block_tridiagonal,
+    lxe.DampedLinearOperator: damped,
+}
 
 
 # What each of lineax's functions must say of a matrix. One without an entry, such as a
@@ -174,7 +188,8 @@ def test_every_solver_is_in_the_table():
     solvers = set(concrete_subclasses(lx.AbstractLinearSolver))
     # It adds nothing to the solver that it is given, and has tests of its own.
     solvers -= {lxe.TaggedLinearSolver}
-    assert {type(solver) for _, solver, _, _ in SOLVERS} == solvers
+    tested = [row[1] for row in (*SOLVERS, *SQUARE_SOLVERS)]
+    assert set(map(type, tested)) == solvers
 
 
 SOURCES = sorted(pathlib.Path(lxe.__file__).parent.rglob("*.py"))

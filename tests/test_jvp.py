@@ -9,6 +9,7 @@ from helpers import (
     over_oblong_shapes,
     over_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
@@ -87,3 +88,11 @@ def test_second_order(solver, tags, shape):
     assert_close(t_out, expected_jvp(primals, tangents), 1e-8)
     expected = directional(lambda t: expected_jvp(moved(t), tangents))
     assert_close(tt_out, expected, 1e-6)
+
+
+@over_square_solvers
+def test_square(solver, make_operator):
+    primals, tangents = problem((4, 4), np.complex128)
+    fn = lambda a, b: solve(make_operator(a), b, solver)
+    _, t_out = jax.jit(lambda p, t: jax.jvp(fn, p, t))(primals, tangents)
+    assert_close(t_out, expected_jvp(primals, tangents), 1e-8)

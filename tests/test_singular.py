@@ -13,6 +13,7 @@ from helpers import (
     over_regular_solvers,
     over_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_operator,
     rank_deficient,
@@ -110,3 +111,35 @@ def test_non_finite(solver, tags, shape, value, where):
     assert run(matrix, vector, solver, tags, throw=False).result == result
     with pytest.raises(eqx.EquinoxRuntimeError):
         run(matrix, vector, solver, tags)
+
+
+@over_square_solvers
+@over_dtypes
+def test_square(solver, make_operator, dtype):
+    makes = duplicated, zero_column, np.zeros, well_conditioned
+    matrices = [make((4, 4), dtype) for make in makes]
+    vector = normal((4,), dtype)
+    fn = lambda a: lx.linear_solve(make_operator(a), vector, solver, throw=False)
+    solutions = eqx.filter_jit(eqx.filter_vmap(fn))(jnp.stack(matrices))
+    singular = solutions.result == lx.RESULTS.singular
+    np.testing.assert_array_equal(singular, [True, True, True, False])
+    assert_close(solutions.value[3], pinv(matrices[3]) @ vector, tolerance(dtype))
+
+
+@over_square_solvers
+@pytest.mark.parametrize("value", (np.nan, np.inf))
+def test_square_non_finite(solver, make_operator, value):
+    matrix, vector = well_conditioned((4, 4)), normal((4,))
+    fn = eqx.filter_jit(
+        lambda a, b, throw: lx.linear_solve(make_operator(a), b, solver, throw=throw)
+    )
+    for target, result in (
+        (matrix, lx.RESULTS.singular),
+        (vector, lx.RESULTS.nonfinite_input),
+    ):
+        kept = target.flat[1]
+        target.flat[1] = value
+        assert fn(matrix, vector, False).result == result
+        with pytest.raises(eqx.EquinoxRuntimeError):
+            fn(matrix, vector, True)
+        target.flat[1] = kept

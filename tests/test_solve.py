@@ -14,6 +14,7 @@ from helpers import (
     over_regular_solvers,
     over_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_jacobian_operator,
     pytree_operator,
@@ -126,3 +127,25 @@ def test_between_real_and_complex(solver, tags, to_complex):
     operator = lx.FunctionLinearOperator(fn, structure, tags)
     with pytest.raises(ValueError, match=f"`{type(solver).__name__}`.*real.*complex"):
         lx.linear_solve(operator, jnp.ones(2, target), solver)
+
+
+@over_square_solvers
+@over_dtypes
+@pytest.mark.parametrize("mode", modes.values(), ids=modes)
+def test_square(solver, make_operator, dtype, mode):
+    matrix, vector = well_conditioned((4, 4), dtype), normal((4,), dtype)
+    fn = lambda a, b: solve(make_operator(a), b, solver)
+    out = mode(fn)(jnp.asarray(matrix), jnp.asarray(vector))
+    assert out.dtype == dtype
+    assert_close(out, pinv(matrix) @ vector, tolerance(dtype))
+
+
+@over_square_solvers
+def test_square_and_badly_scaled(solver, make_operator):
+    matrix, inverse = badly_scaled((4, 4))
+    vector = normal((4,))
+    expected = inverse @ vector
+    out = solve(make_operator(matrix), vector, solver)
+    assert_close(out / expected, np.ones(4), 1e-12)
+    out = solve(make_operator(matrix.T), vector, solver)
+    assert_close(out, inverse.T @ vector, 1e-12)

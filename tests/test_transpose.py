@@ -14,6 +14,7 @@ from helpers import (
     over_operators,
     over_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_jacobian_operator,
     pytree_operator,
@@ -117,3 +118,17 @@ def test_static_parts_compare_by_value(solver, tags, make_operator):
 
     assert structure(0) == structure(1)
     assert hash(structure(0)) == hash(structure(1))
+
+
+@over_square_solvers
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+def test_square(solver, make_operator, dtype):
+    matrix = well_conditioned((4, 4), dtype)
+    operator = make_operator(matrix)
+    check_turned(solver, operator, pinv(matrix))
+    state = solver.init(operator, {})
+    for turn in (solver.transpose, solver.conj):
+        again, _ = turn(turn(state, {})[0], {})
+        assert eqx.tree_equal(again, state)
+    other = jax.eval_shape(lambda: solver.init(make_operator(2 * matrix), {}))
+    assert jax.tree.structure(other) == jax.tree.structure(state)

@@ -12,6 +12,7 @@ from helpers import (
     over_oblong_shapes,
     over_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
@@ -92,6 +93,30 @@ def test_second_order(solver, tags, shape, order):
         "vjp of jvp": jax.grad(lambda *p: jax.jvp(fn, p, direction)[1], (0, 1)),
         "vjp of vjp": jax.grad(lambda *p: dot(grad(*p), direction), (0, 1)),
     }[order]
+    moved = lambda t: tuple(x + t * dx for x, dx in zip(primals, direction))
+    for i, out in enumerate(jax.jit(hvp)(*primals)):
+        expected = directional(lambda t, i=i: expected_grads(*moved(t))[i])
+        assert_close(out, expected, 1e-6)
+
+
+@over_square_solvers
+@over_double_dtypes
+@pytest.mark.parametrize("given_state", (False, True), ids=("", "state"))
+def test_square(solver, make_operator, dtype, given_state):
+    a, b = problem((4, 4), dtype)
+    kwargs = {"state": solver.init(make_operator(a), {})} if given_state else {}
+    fn = lambda a, b: loss(solve(make_operator(a), b, solver, **kwargs))
+    grads = jax.jit(jax.grad(fn, (0, 1)))(a, b)
+    for grad, expected in zip(grads, expected_grads(a, b)):
+        assert_close(grad, expected, 1e-8)
+
+
+@over_square_solvers
+def test_square_second_order(solver, make_operator):
+    primals = problem((4, 4), np.float64)
+    direction = normal((4, 4), seed=1), normal((4,), seed=1)
+    fn = lambda a, b: loss(solve(make_operator(a), b, solver))
+    hvp = lambda *p: jax.jvp(jax.grad(fn, (0, 1)), p, direction)[1]
     moved = lambda t: tuple(x + t * dx for x, dx in zip(primals, direction))
     for i, out in enumerate(jax.jit(hvp)(*primals)):
         expected = directional(lambda t, i=i: expected_grads(*moved(t))[i])

@@ -15,6 +15,7 @@ from helpers import (
     normal,
     over_oblong_shapes,
     over_solvers,
+    over_square_solvers,
     pinv,
     pytree_jacobian_operator,
     solve,
@@ -194,3 +195,29 @@ def test_factor_is_not_copied_by_linear_solve(solver, tags, transform, count):
     text = jax.jit(jax.vmap(fn)).lower(jnp.zeros((7, 5))).as_text()
     found = re.findall(r"custom_call @\w*ormqr\w*\(.*\} : \((.*?)\) ->", text)
     assert found == ["tensor<5x3xf64>, tensor<3xf64>, tensor<5x7xf64>"] * count
+
+
+#
+# Square operators of one class
+#
+
+
+@over_square_solvers
+@pytest.mark.parametrize("nesting", nestings.values(), ids=nestings)
+def test_square(solver, make_operator, nesting):
+    a, b = stacks((4, 4), np.complex128)
+    fn = lambda a, b: solve(make_operator(a), b, solver)
+    out = jax.jit(lambda a, b: nesting(jax.vmap, fn, a, b))(a, b)
+    expected = nesting(loop, lambda a, b: pinv(a) @ b, a, b)
+    assert_close(out, expected, 1e-12)
+
+
+@over_square_solvers
+def test_square_gradient(solver, make_operator):
+    (a, *_), (b, *_) = stacks((4, 4), np.float64)
+    cotangent = normal((4,), seed=1)
+    fn = lambda a, b: solve(make_operator(a), b, solver) @ cotangent
+    grads = jax.jit(jax.vmap(jax.grad(fn), (None, 0)))(a, b)
+    loss = lambda a, b: cotangent @ pinv(a) @ b
+    expected = np.stack([gradient(ft.partial(loss, b=b), a) for b in b])
+    assert_close(grads, expected, 1e-8)

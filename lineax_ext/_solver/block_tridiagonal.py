@@ -4,25 +4,51 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
+import jax.lax as lax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
-from .._structure.blocks import block_size, Blocks, merge
+from .._structure.blocks import Blocks
 from .._structure.extract import untagged
 from .block_lu import block_lu, BlockLU
 from .orientation import orient, Orientation
 
 
 class _BlockTridiagonalState(eqx.Module):
-    factors: BlockLU | None
+    factors: BlockLU | None  # `None` for a matrix without entries
     orientation: Orientation
 
 
 class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
-    """Gaussian elimination of a block-tridiagonal matrix."""
+    """Gaussian elimination with pivoting of a block-tridiagonal matrix: A⁻¹ b.
+
+    Needs a [`lineax_ext.BlockTridiagonalLinearOperator`][], of N×N blocks of size k×k.
+    No block needs to be regular, or to dominate others: pivots are chosen among the 2k
+    rows of two block rows, as LAPACK's `gbtrf` chooses them from a band. Rows are
+    scaled to size one beforehand, and a solution whose residual exceeds the rounding
+    errors of a matrix product is corrected, so ‖A x − b‖ / (‖A‖ ‖x‖) is of the size
+    of eps even where the elimination was ill-conditioned.
+
+    O(N k³) once, in `init`; O(N k²) a right-hand side, a tenth of that time at k = 8;
+    O(N k²) memory. The program is a loop over the blocks, and its size does not depend
+    on N. Under `vmap` over the vectors alone every step is a product of one matrix with
+    as many columns.
+
+    A column that depends on others, relative to its own size, by eps·N·k or less is
+    reported as `RESULTS.singular`.
+
+    **Raises:**
+
+    `ValueError` for an operator of another class.
+
+    ??? cite "References"
+
+        Golub, Van Loan, *Matrix Computations*, 4th ed., §4.3 and §4.5 (2013); for the
+        corrections, Skeel, *Iterative Refinement Implies Numerical Stability for
+        Gaussian Elimination*, Math. Comp. 35 (1980),
+        doi:10.1090/S0025-5718-1980-0572859-4.
+    """
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -32,16 +58,14 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
         if not isinstance(inner, BlockTridiagonalLinearOperator):
             raise ValueError(
                 "`BlockTridiagonal` solves with a `BlockTridiagonalLinearOperator`, "
-                f"and was given a `{type(inner).__name__}`."
+                f"and was given a `{type(inner).__name__}`. Construct one from the "
+                "blocks of your matrix."
             )
         orientation = orient(inner)
         if inner.in_size() == 0:
             return _BlockTridiagonalState(None, orientation)
         blocks = Blocks(inner.diagonal, inner.lower_diagonal, inner.upper_diagonal)
-        blocks = jax.lax.stop_gradient(blocks)
-        k = inner.diagonal.shape[1]
-        factor = max(1, block_size(2 * k - 1) // k)
-        return _BlockTridiagonalState(block_lu(merge(blocks, factor)), orientation)
+        return _BlockTridiagonalState(block_lu(lax.stop_gradient(blocks)), orientation)
 
     def compute(
         self,
@@ -53,20 +77,12 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
         factors = state.factors
         if factors is None:
             return vector, lx.RESULTS.successful, {}
-        count, k = factors.scale.shape
-
-        def fold(fn):
-            def folded(b):
-                padded = jnp.pad(b, (0, count * k - b.size))
-                return fn(padded.reshape(count, k)).reshape(-1)[: b.size]
-
-            return folded
-
+        shape = factors.scale.shape
         solution = state.orientation.solve_flat(
-            fold(factors.solve),
-            fold(factors.solve_adjoint),
+            lambda b: factors.solve(b.reshape(shape)).reshape(-1),
+            lambda c: factors.solve_adjoint(c.reshape(shape)).reshape(-1),
             vector,
-            factors.forward.dtype,
+            factors.scale.dtype,
         )
         result = lx.RESULTS.where(
             factors.singular, lx.RESULTS.singular, lx.RESULTS.successful

@@ -243,13 +243,13 @@ class _Replay:
         operand, update = (x.aval.shape for x in eqn.invars[:2])
         starts = _clamped(operand, ins[2:], update)
         if starts is None:
-            return None
+            return self.somewhere(eqn, ins[0], ins[1])
         return self.bind(eqn, [*ins[:2], *map(_constant, starts)])
 
     def scatter(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
         operand, indices, updates = ins
         if not isinstance(indices, _Constant):
-            return None
+            return self.somewhere(eqn, operand, updates)
         # asdex does not clip, and has the last of several writers win.
         clips = eqn.params["mode"] == lax.GatherScatterMode.CLIP
         vectors = indices.value.reshape(-1, indices.value.shape[-1])
@@ -258,8 +258,17 @@ class _Replay:
             len(window) == 0 and len(np.unique(vectors, axis=0)) == len(vectors)
         )
         if clips or (eqn.primitive.name == "scatter" and not apart):
-            return self.bind(eqn, [operand, _unknown, updates])
+            return self.somewhere(eqn, operand, updates)
         return None
+
+    def somewhere(self, eqn: jex.JaxprEqn, operand: _Value, updates: _Value) -> _Outs:
+        """Each update may end up everywhere, but the operand stays where it is."""
+        (out,) = (x.aval for x in eqn.outvars)
+        found = [operand] if isinstance(operand, _Linear) else []
+        if isinstance(updates, _Linear):
+            total = jnp.sum(updates.value).astype(out.dtype)
+            found.append(_Linear(lax.broadcast(total, out.shape)))
+        return [ft.reduce(_Linear.__add__, found)] if found else [_unknown]
 
 
 def _bind(eqn: jex.JaxprEqn, ins: Sequence[Array]) -> list[Array]:

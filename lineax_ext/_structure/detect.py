@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._flat import result_dtype, tree_size
+from .constants import known_value
 from .dataflow import replay
 from .extract import direction, reader, untagged
 from .pattern import Pattern
@@ -30,8 +31,8 @@ def detect(
     Nothing is evaluated: `asdex` follows which of the outputs of `reader(operator, by)`
     depend on which inputs. The operator's arrays are arguments of what is traced, not
     constants, so that the pattern is that of every operator with the same computation,
-    under any transformation. Constants are what `operator.fn` closes over, as long as
-    they are not traced themselves.
+    under any transformation. Constants are what `operator.fn` closes over, as far as it
+    does not depend on anything that is traced.
 
     Cached by the value of the computation. A matrix that `asdex` cannot follow has no
     pattern, `None`, and a warning says why.
@@ -48,7 +49,11 @@ def detect(
     m, n = tree_size(out_structure), tree_size(in_structure)
     m, n = (m, n) if by == "columns" else (n, m)
     seed = jax.ShapeDtypeStruct((n,), result_dtype(out_structure))
-    arrays, static = eqx.partition(operator, _is_argument(operator))
+    constants = _constants(operator)
+    operator = jax.tree_util.tree_map(lambda x: constants.get(id(x), x), operator)
+    constants = {id(x) for x in constants.values()}
+    is_argument = lambda x: eqx.is_array(x) and id(x) not in constants
+    arrays, static = eqx.partition(operator, is_argument)
 
     def apply(arrays, seed):
         return reader(eqx.combine(arrays, static), by).apply(seed)
@@ -111,21 +116,17 @@ def infer_tags(
     return frozenset(tag for tag, true in holds.items() if true)
 
 
-def _is_argument(operator: lx.AbstractLinearOperator):
-    """Which of the operator's leaves vary from one use of it to the next."""
-    if isinstance(operator, lx.JacobianLinearOperator):
-        constants = jax.tree_util.tree_leaves(operator.fn)
-    elif isinstance(operator, lx.FunctionLinearOperator):
+def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:
+    """The arrays that stay the same from one use of the operator's function to the next,
+    by their `id`."""
+    if not isinstance(operator, lx.JacobianLinearOperator | lx.FunctionLinearOperator):
+        return {}
+    leaves = [x for x in jax.tree_util.tree_leaves(operator.fn) if eqx.is_array(x)]
+    if isinstance(operator, lx.FunctionLinearOperator):
         # Of a linearised function the floating-point constants are values at a point.
-        constants = [
-            x
-            for x in jax.tree_util.tree_leaves(operator.fn)
-            if eqx.is_array(x) and not eqx.is_inexact_array(x)
-        ]
-    else:
-        constants = []
-    constants = {id(x) for x in constants if not isinstance(x, jax.core.Tracer)}
-    return lambda x: eqx.is_array(x) and id(x) not in constants
+        leaves = [x for x in leaves if not eqx.is_inexact_array(x)]
+    found = {id(x): known_value(x) for x in leaves}
+    return {k: x for k, x in found.items() if not isinstance(x, jax.core.Tracer)}
 
 
 #
