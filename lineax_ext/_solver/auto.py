@@ -63,7 +63,80 @@ def _semidefinite_tags(operator: lx.AbstractLinearOperator) -> list[object]:
 
 
 class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
-    """DOC"""
+    """Finds the structure of a Jacobian by itself, and solves with that.
+
+    Solves A x = b as `lineax.AutoLinearSolver` does, with the same answers; of A, where
+    it is only given by a function, it finds out first which entries can be other than
+    zero. That is done once, while JAX traces, from the operations of the function and
+    not from their values. What is then chosen:
+
+    - a diagonal, a tridiagonal or a triangular matrix is solved as such;
+    - connected components of the unknowns are solved one by one, all at once;
+    - a band, as it stands or after a reverse Cuthill–McKee ordering, is solved by
+        [`lineax_ext.BlockTridiagonal`][], unless it is wider than a tenth of the matrix;
+    - everything else is dense: LU if it is square, or Cholesky if it is tagged
+        semidefinite, and [`lineax_ext.QRMultiply`][] if not.
+
+    In all cases the entries are read by colours: a band of five diagonals with five
+    applications of the operator, whatever n is.
+
+    Needs no tags. Those that the operator has, diagonal, tridiagonal or triangular, are
+    used first, and then nothing is looked for; neither is it for operators that hold
+    their entries, such as `lineax.MatrixLinearOperator`. Needs `asdex`: the extra
+    `auto`.
+
+    For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) a right-hand
+    side, in O(n k) memory. To find the pattern takes hundredths of a second for n = 1000
+    and less than a second for n = 100,000, once for a function: patterns are cached.
+
+    The pattern is one for all values. What depends on values is counted as if it could
+    be anywhere: a gather by indices that are computed from the unknowns, a sort, and
+    every loop whose number of steps is not known give a dense matrix, and so does a
+    gather by an array of indices, or a product with a constant matrix, by the time that
+    `lx.linear_solve` or optimistix has made arguments out of such constants. Slices,
+    `jnp.roll`, `jnp.pad`, `jnp.concatenate` and convolutions are followed exactly. A
+    primitive that `asdex` does not know, such as `fft`, makes the matrix dense, with a
+    warning that names it.
+
+    Measured in float64 on two CPU cores: a tridiagonal matrix is faster than a dense
+    one from n = 8 on. A band that needs blocks of size k is so from n ≈ 10 k on, which
+    is where this solver changes over.
+
+    !!! Example
+
+        ```python
+        solver = lxe.AutoStructuredLinearSolver()
+        solution = lx.linear_solve(operator, vector, solver)
+        # In diffrax:
+        # dfx.Kvaerno5(root_finder=dfx.VeryChord(1e-6, 1e-6, linear_solver=solver))
+        ```
+
+    **Arguments:**
+
+    - `well_posed`: as for `lineax.AutoLinearSolver`. With `True` a non-square operator
+        is an error. With `False` the pseudoinverse solution is returned, of any
+        operator: from its diagonal if it is diagonal, or else from a dense
+        `QRMultiply(pivoting=True)`. With `None` a square operator must be regular, and a
+        non-square one have full rank.
+
+    **Returns:**
+
+    From `lx.linear_solve`: a solution; `RESULTS.singular` for a singular operator.
+
+    **Raises:**
+
+    `ValueError` for a non-square operator with `well_posed=True`, and for one between a
+    real and a complex space. `ImportError` if `asdex` is missing.
+
+    ??? cite "References"
+
+        Hill, Dalle, *Sparser, Better, Faster, Stronger: Sparsity Detection for Efficient
+        Automatic Differentiation* (2025), arXiv:2501.17737. Curtis, Powell, Reid, *On
+        the Estimation of Sparse Jacobian Matrices*, IMA Journal of Applied Mathematics
+        13 (1974), doi:10.1093/imamat/13.1.117. Cuthill, McKee, *Reducing the bandwidth
+        of sparse symmetric matrices*, Proc. 24th ACM National Conference (1969),
+        doi:10.1145/800195.805928.
+    """
 
     well_posed: bool | None = eqx.field(static=True, default=None)
 
@@ -80,8 +153,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         m, n = operator.out_size(), operator.in_size()
         if self.well_posed is True and m != n:
             raise ValueError(
-                "`AutoStructuredLinearSolver(well_posed=True)` was given an operator of "
-                f"shape {(m, n)}, which is not square. For a least-squares problem, "
+                "`AutoStructuredLinearSolver(well_posed=True)` was given an operator "
+                f"of shape {(m, n)}, which is not square. For a least-squares problem, "
                 "pass `well_posed=None` or `well_posed=False`."
             )
         inner, solver = untagged(operator), None

@@ -70,9 +70,7 @@ def arrange(pattern: Pattern) -> Arrangement:
     if m != n:
         return Arrangement("dense", pattern)
     as_it_stands = Arrangement("band", pattern)
-    half = as_it_stands.half_bandwidth
-    narrow = block_size(half) == block_size(1)
-    if half <= 1 or narrow and _band_pays(half, n):
+    if as_it_stands.half_bandwidth <= 1:
         return as_it_stands
     if len(pattern) <= n * n // 4:
         found = _reorder(pattern)

@@ -10,9 +10,9 @@ import numpy as np
 def known_value(x: Any) -> Any:
     """`x`, or if it is a tracer that depends on nothing, what it will be.
 
-    In `y.at[0].set(…)` the index is a constant. Linearised under `jit` it is a residual:
-    a tracer like any other, of an equation without any input. Its equation is looked up
-    where JAX has it; where JAX does not, `x` is only less known than it could be.
+    In `y.at[0].set(…)` the index is a constant. Linearised under `jit` it becomes a
+    residual: a tracer like any other, of an equation without any input. The equation is
+    looked up if JAX has it; if not, `x` is only less known than it could be.
     """
     if not isinstance(x, jax.core.Tracer):
         return x

@@ -4,8 +4,8 @@
 entries. A function under `jit` that is called twice shares its jaxpr, and what was
 constant in the first call counts as constant in the second one. Integers divide as
 floats do, and their remainder is Python's. A scatter that clips its indices is taken
-for one that drops what lies outside, and dynamic slices are not clamped at all. `replay`
-runs the jaxpr again in such a way that none of this arises:
+for one that drops what lies outside, and dynamic slices are not clamped at all. Here
+the jaxpr is run again in such a way that none of this arises:
 
 - calls are inlined, and every loop and every branch gets a jaxpr of its own;
 - what depends on no argument is computed by JAX, if it is asked for;

@@ -117,8 +117,7 @@ def infer_tags(
 
 
 def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:
-    """The arrays that stay the same from one use of the operator's function to the next,
-    by their `id`."""
+    """Those of the arrays of the operator's function that never change, by their `id`."""
     if not isinstance(operator, lx.JacobianLinearOperator | lx.FunctionLinearOperator):
         return {}
     leaves = [x for x in jax.tree_util.tree_leaves(operator.fn) if eqx.is_array(x)]
@@ -221,8 +220,8 @@ def _pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
         except Exception as error:  # whatever it is, the dense matrix is right
             reason = str(error).partition(". ")[0]
             warnings.warn(
-                f"`asdex` found no sparsity pattern ({type(error).__name__}: {reason}). "
-                "The matrix is taken to be dense.",
+                f"`asdex` found no sparsity pattern: {reason} "
+                f"({type(error).__name__}). The matrix is taken to be dense.",
                 stacklevel=2,
             )
             return None
