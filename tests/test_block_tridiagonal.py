@@ -42,7 +42,7 @@ def blocks_of(matrix, k):
 
 
 def zero_diagonal(count, k, dtype):
-    """All diagonal blocks are zero, the others orthogonal, in an even number of rows."""
+    """Zeros, and next to them orthogonal blocks; regular for an even `count`."""
     matrix = np.zeros((count * k, count * k), dtype)
     blocks = blocks_of(matrix, k)
     for i in range(count - 1):
@@ -176,30 +176,29 @@ def test_singular_in_the_last_pivot_alone(k):
 def test_sizes_0_and_1(count, k, dtype):
     size = count * k
     matrix, b = random_matrix(count, k, dtype), normal((size,), dtype)
-    off = max(count - 1, 0), k, k
-    operator = (
-        block_tridiagonal_operator(matrix, k)
-        if size > 0
-        else lxe.BlockTridiagonalLinearOperator(
-            jnp.zeros((count, k, k), dtype),
-            jnp.zeros(off, dtype),
-            jnp.zeros(off, dtype),
+    blocks = blocks_of(matrix, k) if size > 0 else np.zeros((count, count, k, k), dtype)
+    i = np.arange(count)
+    bands = blocks[i, i], blocks[i[1:], i[:-1]], blocks[i[:-1], i[1:]]
+
+    @jax.jit
+    def run(bands, b):
+        operator = lxe.BlockTridiagonalLinearOperator(*bands)
+        transpose, _, adjoint = turned(SOLVER, operator)
+        solutions = (
+            lx.linear_solve(operator, b, SOLVER).value,
+            SOLVER.compute(transpose, b, {})[0],
+            SOLVER.compute(adjoint, b, {})[0],
         )
-    )
-    assert operator.in_size() == size
-    assert_close(operator.as_matrix(), matrix, 0)
-    assert_close(operator.mv(jnp.asarray(b)), matrix @ b, 1e-15)
-    assert_close(lx.diagonal(operator), np.diagonal(matrix), 0)
-    for found, offset in zip(lx.tridiagonal(operator), (0, -1, 1)):
-        expected = np.diagonal(matrix, offset) if size > 0 else b
-        assert_close(found, expected, 0)
-    out = lx.linear_solve(operator, jnp.asarray(b), SOLVER).value
-    assert_close(out, np.linalg.solve(matrix, b), 1e-13)
-    transpose, _, adjoint = turned(SOLVER, operator)
-    out = SOLVER.compute(transpose, jnp.asarray(b), {})[0]
-    assert_close(out, np.linalg.solve(matrix.T, b), 1e-13)
-    out = SOLVER.compute(adjoint, jnp.asarray(b), {})[0]
-    assert_close(out, np.linalg.solve(matrix.conj().T, b), 1e-13)
+        diagonals = lx.diagonal(operator), *lx.tridiagonal(operator)
+        return operator.as_matrix(), operator.mv(b), diagonals, solutions
+
+    found, product, diagonals, solutions = run(bands, b)
+    assert_close(found, matrix, 0)
+    assert_close(product, matrix @ b, 1e-15)
+    for diagonal, offset in zip(diagonals, (0, 0, -1, 1)):
+        assert_close(diagonal, np.diagonal(matrix, offset) if size > 0 else b, 0)
+    for solution, a in zip(solutions, (matrix, matrix.T, matrix.conj().T)):
+        assert_close(solution, np.linalg.solve(a, b), 1e-13)
 
 
 @pytest.mark.parametrize(

@@ -30,10 +30,10 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
     errors of a matrix product is corrected, so ‖A x − b‖ / (‖A‖ ‖x‖) is of the size
     of eps even where the elimination was ill-conditioned.
 
-    O(N k³) once, in `init`; O(N k²) a right-hand side, a tenth of that time at k = 8;
-    O(N k²) memory. The program is a loop over the blocks, and its size does not depend
-    on N. Under `vmap` over the vectors alone every step is a product of one matrix with
-    as many columns.
+    O(N k³) once, in `init`; O(N k²) a right-hand side, a twelfth of that time at k = 8;
+    O(N k²) memory, 9 N k² numbers in a state. The program is a loop over the blocks,
+    and its size does not depend on N. Under `vmap` over the vectors alone every step is
+    a product of one matrix with as many columns.
 
     A column that depends on others, relative to its own size, by eps·N·k or less is
     reported as `RESULTS.singular`.
