@@ -73,7 +73,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     - a diagonal, a tridiagonal or a triangular matrix is solved as such;
     - connected components of the unknowns are solved one by one, all at once;
     - a band, as it stands or after a reverse Cuthill–McKee ordering, is solved by
-        [`lineax_ext.BlockTridiagonal`][], unless it is wider than a tenth of the matrix;
+        [`lineax_ext.BlockTridiagonal`][], unless a tenth of the matrix is narrower;
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
 
@@ -85,9 +85,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     their entries, such as `lineax.MatrixLinearOperator`. Needs `asdex`: the extra
     `auto`.
 
-    For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) a right-hand
-    side, in O(n k) memory. To find the pattern takes hundredths of a second for n = 1000
-    and less than a second for n = 100,000, once for a function: patterns are cached.
+    For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) for each
+    right-hand side, in O(n k) memory. To find the pattern takes hundredths of a second
+    for n = 1000, less than a second for n = 100,000; and once, as patterns are cached.
 
     The pattern is one for all values. What depends on values is counted as if it could
     be anywhere: a gather by indices that are computed from the unknowns, a sort, and
@@ -116,8 +116,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     - `well_posed`: as for `lineax.AutoLinearSolver`. With `True` a non-square operator
         is an error. With `False` the pseudoinverse solution is returned, of any
         operator: from its diagonal if it is diagonal, or else from a dense
-        `QRMultiply(pivoting=True)`. With `None` a square operator must be regular, and a
-        non-square one have full rank.
+        `QRMultiply(pivoting=True)`. With `None` a square operator must be regular, and
+        a non-square one have full rank.
 
     **Returns:**
 
@@ -130,12 +130,12 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     ??? cite "References"
 
-        Hill, Dalle, *Sparser, Better, Faster, Stronger: Sparsity Detection for Efficient
-        Automatic Differentiation* (2025), arXiv:2501.17737. Curtis, Powell, Reid, *On
-        the Estimation of Sparse Jacobian Matrices*, IMA Journal of Applied Mathematics
-        13 (1974), doi:10.1093/imamat/13.1.117. Cuthill, McKee, *Reducing the bandwidth
-        of sparse symmetric matrices*, Proc. 24th ACM National Conference (1969),
-        doi:10.1145/800195.805928.
+        Hill, Dalle, *Sparser, Better, Faster, Stronger: Sparsity Detection for
+        Efficient Automatic Differentiation* (2025), arXiv:2501.17737. Curtis, Powell,
+        Reid, *On the Estimation of Sparse Jacobian Matrices*, IMA Journal of Applied
+        Mathematics 13 (1974), doi:10.1093/imamat/13.1.117. Cuthill, McKee, *Reducing
+        the bandwidth of sparse symmetric matrices*, Proc. 24th ACM National Conference
+        (1969), doi:10.1145/800195.805928.
     """
 
     well_posed: bool | None = eqx.field(static=True, default=None)

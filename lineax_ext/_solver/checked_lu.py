@@ -32,6 +32,7 @@ class _CheckedLU(lx.AbstractLinearSolver[_CheckedLUState]):
     ) -> _CheckedLUState:
         del options
         matrix = lax.stop_gradient(operator.as_matrix())
+        n, _ = matrix.shape
         lu, pivots = jsl.lu_factor(matrix)
         # A pivot counts as zero if it is no larger than the rounding error in it, that
         # of a sum of which the absolute values add up to (|L| |U|)_jj. No scaling of
@@ -39,7 +40,7 @@ class _CheckedLU(lx.AbstractLinearSolver[_CheckedLUState]):
         magnitude = jnp.abs(lu)
         pivot = jnp.diagonal(magnitude)
         terms = jnp.sum(jnp.tril(magnitude, -1) * jnp.triu(magnitude, 1).T, axis=1)
-        rcond = jnp.asarray(default_rcond(*matrix.shape, matrix.dtype), pivot.dtype)
+        rcond = jnp.asarray(default_rcond(n, n, matrix.dtype), pivot.dtype)
         regular = (pivot > rcond * terms) & (pivot > 0) & jnp.isfinite(pivot)
         return _CheckedLUState(lu, pivots, ~jnp.all(regular))
 

@@ -1,14 +1,16 @@
 """Colours: which columns, or rows, of a pattern can be read together."""
 
+import dataclasses
 import functools as ft
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from .pattern import Pattern
 
 
-class Colouring(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Colouring:
     """No two columns (rows) of a colour share a row (column)."""
 
     by: Literal["columns", "rows"]

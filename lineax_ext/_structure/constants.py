@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.extend.core as jex
 import numpy as np
+from jax.core import Tracer
 
 
 def known_value(x: Any) -> Any:
@@ -14,7 +15,7 @@ def known_value(x: Any) -> Any:
     residual: a tracer like any other, of an equation without any input. The equation is
     looked up if JAX has it; if not, `x` is only less known than it could be.
     """
-    if not isinstance(x, jax.core.Tracer):
+    if not isinstance(x, Tracer):
         return x
     try:
         with jax.ensure_compile_time_eval():
@@ -32,16 +33,15 @@ def _value(x: Any, budget: list[int]) -> np.ndarray:
     x = x if lower is None else lower()
     if isinstance(x, jex.Literal):
         x = x.val
-    if not isinstance(x, jax.core.Tracer):
+    if not isinstance(x, Tracer):
         return np.asarray(x)
-    equation = getattr(x, "parent", None)
-    primitive = getattr(equation, "primitive", None)
+    equation: Any = getattr(x, "parent", None)
     budget[0] -= 1
-    if primitive is None or budget[0] < 0:
+    if not hasattr(equation, "in_tracers") or budget[0] < 0:
         raise _Depends
-    inputs = getattr(equation, "in_tracers", [])
+    primitive, inputs = equation.primitive, equation.in_tracers
     opaque = len(inputs) == 0 and primitive.name != "iota"
-    if opaque or getattr(equation, "effects", True) or "callback" in primitive.name:
+    if opaque or equation.effects or "callback" in primitive.name:
         raise _Depends
     out = primitive.bind(*[_value(i, budget) for i in inputs], **equation.params)
     if not primitive.multiple_results:

@@ -22,6 +22,7 @@ import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 
@@ -83,7 +84,7 @@ class _Replay:
     def __init__(self, number: Array):
         self.number = number  # stands for everything that is unknown
 
-    def array(self, value: _Value, aval: Any) -> Array:
+    def array(self, value: Any, aval: Any) -> Array:
         if isinstance(value, _Unknown):
             number = lax.convert_element_type(self.number, aval.dtype)
             return lax.broadcast(number, aval.shape)
@@ -99,7 +100,7 @@ class _Replay:
     def jaxpr(self, jaxpr: jex.Jaxpr | jex.ClosedJaxpr, args: Sequence[_Value]):
         consts = []
         if isinstance(jaxpr, jex.ClosedJaxpr):
-            traced = lambda x: isinstance(x, jax.core.Tracer)
+            traced = lambda x: isinstance(x, Tracer)
             consts = [_unknown if traced(x) else _constant(x) for x in jaxpr.consts]
             jaxpr = jaxpr.jaxpr
         env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
@@ -131,7 +132,7 @@ class _Replay:
         @ft.cache
         def evaluate():
             with jax.ensure_compile_time_eval():
-                return _bind(eqn, [jnp.asarray(x.value) for x in ins])
+                return _bind(eqn, self.arrays(ins, eqn.invars))
 
         return [_Constant(lambda i=i: evaluate()[i]) for i in range(len(eqn.outvars))]
 
@@ -147,7 +148,7 @@ class _Replay:
 
         return fn
 
-    def scan(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def scan(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         params = eqn.params
         start, stop = params["num_consts"], params["num_carry"]
         body = self.function(params["jaxpr"], ins[:start])
@@ -162,7 +163,7 @@ class _Replay:
         )
         return [_Linear(x) for x in (*carry, *ys)]
 
-    def while_loop(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def while_loop(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         start = eqn.params["body_nconsts"]
         stop = start + eqn.params["cond_nconsts"]
         body = self.function(eqn.params["body_jaxpr"], ins[:start])
@@ -173,7 +174,7 @@ class _Replay:
         )
         return [_Linear(x) for x in out]
 
-    def cond(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def cond(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         (index, *operands), branches = ins, eqn.params["branches"]
         if isinstance(index, _Constant):
             which = np.clip(index.value.astype(int), 0, len(branches) - 1)
@@ -186,7 +187,7 @@ class _Replay:
     # What can be said in simpler terms
     #
 
-    def scaling(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def scaling(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         """c v and v c have the entries of v, unless c is zero somewhere."""
         for v, c in (ins, ins[::-1]):
             if _fills(v, eqn):
@@ -198,23 +199,23 @@ class _Replay:
                     return [v]
         return None
 
-    def division(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def division(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         v, c = ins
         return [v] if _fills(v, eqn) and not isinstance(c, _Linear) else None
 
-    def negation(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def negation(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         return ins
 
-    def addition(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def addition(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         terms = [x for x in ins if isinstance(x, _Linear)]
         if all(_fills(x, eqn) for x in terms):
             return [ft.reduce(_Linear.__add__, terms)]
         return None
 
-    def dot_general(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def dot_general(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         """The product with an unknown matrix has the entries of a sum, which `asdex`
         follows in quadratic time, not in cubic time."""
-        (out,) = (x.aval for x in eqn.outvars)
+        out = _aval(eqn.outvars[0])
         left = isinstance(ins[0], _Linear)
         v, other = ins if left else ins[::-1]
         if not isinstance(other, _Unknown):
@@ -231,22 +232,22 @@ class _Replay:
         dims = (*range(len(batch)), *range(first, first + len(free)))
         return [_Linear(lax.broadcast_in_dim(v, out.shape, dims))]
 
-    def dynamic_slice(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def dynamic_slice(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         sizes = eqn.params["slice_sizes"]
-        starts = _clamped(eqn.invars[0].aval.shape, ins[1:], sizes)
+        starts = _clamped(_aval(eqn.invars[0]).shape, ins[1:], sizes)
         if starts is None:
             return None
         stops = [i + k for i, k in zip(starts, sizes)]
         return [_Linear(lax.slice(ins[0].value, starts, stops))]
 
-    def dynamic_update_slice(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
-        operand, update = (x.aval.shape for x in eqn.invars[:2])
+    def dynamic_update_slice(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
+        operand, update = (_aval(x).shape for x in eqn.invars[:2])
         starts = _clamped(operand, ins[2:], update)
         if starts is None:
             return self.somewhere(eqn, ins[0], ins[1])
         return self.bind(eqn, [*ins[:2], *map(_constant, starts)])
 
-    def scatter(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> _Outs:
+    def scatter(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
         operand, indices, updates = ins
         if not isinstance(indices, _Constant):
             return self.somewhere(eqn, operand, updates)
@@ -261,14 +262,18 @@ class _Replay:
             return self.somewhere(eqn, operand, updates)
         return None
 
-    def somewhere(self, eqn: jex.JaxprEqn, operand: _Value, updates: _Value) -> _Outs:
+    def somewhere(self, eqn: jex.JaxprEqn, operand: Any, updates: Any) -> _Outs:
         """Each update may end up everywhere, but the operand stays where it is."""
-        (out,) = (x.aval for x in eqn.outvars)
+        out = _aval(eqn.outvars[0])
         found = [operand] if isinstance(operand, _Linear) else []
         if isinstance(updates, _Linear):
             total = jnp.sum(updates.value).astype(out.dtype)
             found.append(_Linear(lax.broadcast(total, out.shape)))
         return [ft.reduce(_Linear.__add__, found)] if found else [_unknown]
+
+
+def _aval(atom: Any) -> Any:
+    return atom.aval
 
 
 def _bind(eqn: jex.JaxprEqn, ins: Sequence[Array]) -> list[Array]:
@@ -278,13 +283,13 @@ def _bind(eqn: jex.JaxprEqn, ins: Sequence[Array]) -> list[Array]:
 
 def _fills(v: _Value, eqn: jex.JaxprEqn) -> bool:
     """Whether v may stand for the output: it need not be broadcast or promoted."""
-    (out,) = eqn.outvars
-    like = lambda x: (x.shape, x.dtype) == (out.aval.shape, out.aval.dtype)
+    out = _aval(eqn.outvars[0])
+    like = lambda x: (x.shape, x.dtype) == (out.shape, out.dtype)
     return isinstance(v, _Linear) and all(map(like, v.terms.values()))
 
 
 def _clamped(
-    shape: Sequence[int], starts: Sequence[_Value], sizes: Sequence[int]
+    shape: Sequence[int], starts: Sequence[Any], sizes: Sequence[int]
 ) -> list[int] | None:
     if not all(isinstance(x, _Constant) for x in starts):
         return None

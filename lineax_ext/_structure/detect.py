@@ -12,8 +12,10 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.extend.core as jex
+import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, PyTree
 
 from .._flat import result_dtype, tree_size
@@ -50,16 +52,15 @@ def detect(
     m, n = (m, n) if by == "columns" else (n, m)
     seed = jax.ShapeDtypeStruct((n,), result_dtype(out_structure))
     constants = _constants(operator)
-    operator = jax.tree_util.tree_map(lambda x: constants.get(id(x), x), operator)
-    constants = {id(x) for x in constants.values()}
     is_argument = lambda x: eqx.is_array(x) and id(x) not in constants
     arrays, static = eqx.partition(operator, is_argument)
+    static = jtu.tree_map(lambda x: constants.get(id(x), x), static)
 
     def apply(arrays, seed):
         return reader(eqx.combine(arrays, static), by).apply(seed)
 
     struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    arguments = jax.tree_util.tree_map(struct, arrays)
+    arguments = jtu.tree_map(struct, arrays)
     program = jax.make_jaxpr(apply)(arguments, seed)
 
     pattern = _cached_pattern(program, m, n)
@@ -117,15 +118,15 @@ def infer_tags(
 
 
 def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:
-    """Those of the arrays of the operator's function that never change, by their `id`."""
+    """Those arrays of the operator's function that never change, by their `id`."""
     if not isinstance(operator, lx.JacobianLinearOperator | lx.FunctionLinearOperator):
         return {}
-    leaves = [x for x in jax.tree_util.tree_leaves(operator.fn) if eqx.is_array(x)]
+    leaves = [x for x in jtu.tree_leaves(operator.fn) if eqx.is_array(x)]
     if isinstance(operator, lx.FunctionLinearOperator):
         # Of a linearised function the floating-point constants are values at a point.
         leaves = [x for x in leaves if not eqx.is_inexact_array(x)]
     found = {id(x): known_value(x) for x in leaves}
-    return {k: x for k, x in found.items() if not isinstance(x, jax.core.Tracer)}
+    return {k: x for k, x in found.items() if not isinstance(x, Tracer)}
 
 
 #
@@ -183,7 +184,7 @@ def _fingerprint(
 
 
 def _value(x: Any) -> Hashable:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         return "traced", x.aval
     x = np.asarray(x)
     return x.shape, x.dtype, hashlib.sha256(x.tobytes()).digest()

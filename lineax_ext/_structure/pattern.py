@@ -50,7 +50,8 @@ class Pattern:
     @property
     def T(self) -> "Pattern":
         order = np.lexsort((self.rows, self.cols))
-        return Pattern(self.cols[order], self.rows[order], self.shape[::-1])
+        m, n = self.shape
+        return Pattern(self.cols[order], self.rows[order], (n, m))
 
     @ft.cached_property
     def bandwidth(self) -> tuple[int, int]:
