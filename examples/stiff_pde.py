@@ -78,7 +78,7 @@ def solve(linear_solver: lx.AbstractLinearSolver):
             END,
             1e-3,
             y0,
-            saveat=dfx.SaveAt(ts=np.linspace(0, END, 300)),
+            saveat=dfx.SaveAt(ts=jnp.linspace(0, END, 300)),
             stepsize_controller=dfx.PIDController(rtol=1e-5, atol=1e-7),
             progress_meter=dfx.TextProgressMeter(),
         )

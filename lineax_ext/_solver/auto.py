@@ -73,7 +73,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     - a diagonal, a tridiagonal or a triangular matrix is solved as such;
     - connected components of the unknowns are solved one by one, all at once;
     - a band, as it stands or after a reverse Cuthill–McKee ordering, is solved by
-        [`lineax_ext.BlockTridiagonal`][], unless a tenth of the matrix is narrower;
+        [`lineax_ext.BlockTridiagonal`][], unless an eighth of the matrix is narrower;
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
 
@@ -99,8 +99,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     warning that names it.
 
     Measured in float64 on two CPU cores: a tridiagonal matrix is faster than a dense
-    one from n = 8 on. A band that needs blocks of size k is so from n ≈ 10 k on, which
-    is where this solver changes over.
+    one from n = 8 on, and so it is always used. A band that needs blocks of size k is
+    so from n ≈ 64 or n ≈ 8 k on, whichever is more: below, the matrix is dense.
 
     !!! Example
 
