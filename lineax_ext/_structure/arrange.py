@@ -84,16 +84,19 @@ def arrange(pattern: Pattern) -> Arrangement:
 
 
 def _band_pays(half_bandwidth: int, n: int) -> bool:
-    """Whether a band is faster than LU. In µs, to factorise and for a solve, each:
+    """Whether a band is faster than LU. In µs, to factorise and for a solve, in float64
+    on two CPU cores:
 
-    half-bandwidth  n     band       dense      half-bandwidth  n     band       dense
-                 2  48    35, 13     25, 13                  8  128   117, 19    163, 39
-                 2  64    45, 13     39, 20                 16  128   214, 20    201, 39
-                 4  64    52, 13     45, 20                 16  192   279, 21    403, 70
-                 4  96    77, 13     90, 28                 32  256   1027, 69   1078, 130
-                 8  64    80, 14     54, 26                 32  384   1505, 70   2410, 215
+    half-bandwidth, n     band        dense
+                2, 48     35, 13      25, 13
+                2, 64     45, 13      39, 20
+                4, 64     52, 13      45, 20
+                8, 64     80, 14      54, 26
+               8, 128    117, 19     163, 39
+              16, 128    214, 20     201, 39
+              32, 256   1027, 69    1078, 130
 
-    on two CPU cores in float64. A factorisation serves a few solves, in diffrax.
+    A factorisation serves several solves, in diffrax.
     """
     return n >= max(64, 8 * block_size(half_bandwidth))
 
