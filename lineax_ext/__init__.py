@@ -28,12 +28,14 @@ from ._operator import (
 )
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
+    AutoStructuredLinearSolver as AutoStructuredLinearSolver,
     BlockTridiagonal as BlockTridiagonal,
     DampedQR as DampedQR,
     DampedSVD as DampedSVD,
     QRMultiply as QRMultiply,
+    TaggedLinearSolver as TaggedLinearSolver,
 )
-from ._structure import check_tags as check_tags
+from ._structure import check_tags as check_tags, infer_tags as infer_tags
 
 
 __version__ = importlib.metadata.version("lineax_ext")

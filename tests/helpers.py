@@ -21,6 +21,7 @@ SOLVERS = (
     ("QRMultiply-pivoting", lxe.QRMultiply(pivoting=True), (), True),
     ("DampedQR", lxe.DampedQR(), (), False),
     ("DampedSVD", lxe.DampedSVD(), (), True),
+    ("AutoStructured", lxe.AutoStructuredLinearSolver(), (), False),
 )
 
 

@@ -116,24 +116,8 @@ def test_dense_gradient(mode, linear_solver):
 #
 
 
-class _AsTridiagonal(lx.AbstractLinearSolver):
-    """What a user writes to tell diffrax of the structure of a Jacobian."""
-
-    def init(self, operator, options):
-        operator = lx.TaggedLinearOperator(operator, lx.tridiagonal_tag)
-        return lx.Tridiagonal().init(operator, options)
-
-    def compute(self, state, vector, options):
-        return lx.Tridiagonal().compute(state, vector, options)
-
-    def transpose(self, state, options):
-        return lx.Tridiagonal().transpose(state, options)
-
-    def conj(self, state, options):
-        return lx.Tridiagonal().conj(state, options)
-
-    def assume_full_rank(self):
-        return True
+TAGGED = lxe.TaggedLinearSolver(lx.Tridiagonal(), lx.tridiagonal_tag)
+AUTO = lxe.AutoStructuredLinearSolver()
 
 
 N = 2000
@@ -172,9 +156,10 @@ def _scipy_diffuse(diffusion):
         (_tree_diffuse, {"a": START[:10].reshape(2, 5), "b": START[10:]}),
     ),
 )
-def test_tridiagonal(term, y0):
+@pytest.mark.parametrize("linear_solver", (TAGGED, AUTO), ids=("tagged", "auto"))
+def test_tridiagonal(linear_solver, term, y0):
     with dense_path_fails():
-        y, steps = _solve(dfx.Kvaerno5, _AsTridiagonal(), term, 0.2, y0, 0.05)
+        y, steps = _solve(dfx.Kvaerno5, linear_solver, term, 0.2, y0, 0.05)
     assert steps < 100
     assert_close(flatten(y), _scipy_diffuse(0.05), 1e-6)
 
@@ -188,7 +173,7 @@ def test_tridiagonal(term, y0):
 def test_tridiagonal_gradient():
     def fn(diffusion):
         adjoint = dfx.ForwardMode()
-        run = ft.partial(_solve, dfx.Kvaerno5, _AsTridiagonal(), _diffuse, 0.2, START)
+        run = ft.partial(_solve, dfx.Kvaerno5, TAGGED, _diffuse, 0.2, START)
         return run(diffusion, adjoint=adjoint)[0]
 
     with dense_path_fails():
@@ -200,3 +185,65 @@ def test_tridiagonal_gradient():
 def test_untagged_is_caught():
     with dense_path_fails(), pytest.raises(AssertionError, match="dense path"):
         _solve(dfx.Kvaerno5, lxe.QRMultiply(), _diffuse, 0.2, START, 0.05)
+
+
+#
+# Other structures: a pattern is found, steps and results are the dense ones
+#
+
+
+def _brusselator(t, y, diffusion):
+    """Two species, whose Jacobian is a band once they are interleaved."""
+    u, v = y["u"], y["v"]
+
+    def spread(x):
+        return diffusion * x.size**2 * jnp.diff(jnp.pad(jnp.diff(x), 1))
+
+    return {"u": 1 + u**2 * v - 4 * u + spread(u), "v": 3 * u - u**2 * v + spread(v)}
+
+
+GRID = np.linspace(0, 1, 60)
+MIXTURE = {"u": 1 + np.sin(2 * np.pi * GRID), "v": 3 + 0 * GRID}
+
+
+@pytest.mark.parametrize("method", (dfx.ImplicitEuler, dfx.Kvaerno3))
+def test_pattern(method):
+    def run(linear_solver, scale):
+        y0 = jax.tree.map(lambda x: scale * x, MIXTURE)
+        y, steps = _solve(method, linear_solver, _brusselator, 0.02, y0, 0.05)
+        return flatten(y), steps
+
+    def batched(linear_solver):
+        return jax.jit(jax.vmap(ft.partial(run, linear_solver)))(np.array([0.9, 1.1]))
+
+    expected, expected_steps = batched(lx.LU())
+    with dense_path_fails():
+        values, steps = batched(AUTO)
+    np.testing.assert_array_equal(steps, expected_steps)
+    assert_close(values, expected, 1e-12)
+
+
+@pytest.mark.parametrize("mode", ("forward", "reverse"))
+def test_pattern_gradient(mode):
+    forward = mode == "forward"
+    adjoint = dfx.ForwardMode() if forward else dfx.RecursiveCheckpointAdjoint()
+    transform = jax.jacfwd if forward else jax.grad
+
+    def fn(diffusion, linear_solver):
+        y, _ = _solve(
+            dfx.ImplicitEuler,
+            linear_solver,
+            _brusselator,
+            0.02,
+            MIXTURE,
+            diffusion,
+            adjoint=adjoint,
+            max_steps=64,
+        )
+        return jnp.sum(flatten(y) ** 2)
+
+    found, expected = (
+        jax.jit(transform(ft.partial(fn, linear_solver=solver)))(0.05)
+        for solver in (AUTO, lx.LU())
+    )
+    assert_close(found, expected, 1e-11)

@@ -215,14 +215,24 @@ over_structures = pytest.mark.parametrize(
 )
 
 
+AUTO = lxe.AutoStructuredLinearSolver()
+
+
 @over_structures
 @pytest.mark.parametrize("method", (optx.Newton, optx.Chord))
-def test_tridiagonal_root_find(method, fn, guess):
+@pytest.mark.parametrize("known_by", ("tags", "infer_tags", "pattern"))
+def test_tridiagonal_root_find(method, fn, guess, known_by):
     @jax.value_and_grad
     def value_and_grad(p):
-        solver = method(rtol=1e-12, atol=1e-12)
         y0 = jax.lax.stop_gradient(guess(p))
-        solution = optx.root_find(fn, solver, y0, p, tags=TAGS)
+        if known_by == "pattern":
+            solver = method(rtol=1e-12, atol=1e-12, linear_solver=AUTO)
+            kwargs = {"adjoint": optx.ImplicitAdjoint(AUTO)}
+        else:
+            solver = method(rtol=1e-12, atol=1e-12)
+            inferred = known_by == "infer_tags"
+            kwargs = {"tags": lxe.infer_tags(fn, y0, p) if inferred else TAGS}
+        solution = optx.root_find(fn, solver, y0, p, **kwargs)
         return WEIGHTS @ flatten(solution.value)
 
     with dense_path_fails():

@@ -9,13 +9,7 @@ import lineax as lx
 from jaxtyping import Array, Inexact, Shaped
 
 from .._flat import is_complex, result_dtype
-
-
-def _frozenset(tags: object) -> frozenset[object]:
-    try:
-        return frozenset(tags)  # pyright: ignore[reportArgumentType]
-    except TypeError:
-        return frozenset([tags])
+from .._tags import tag_set
 
 
 def _multiply(blocks: Array, vectors: Array) -> Array:
@@ -70,7 +64,7 @@ class BlockTridiagonalLinearOperator(lx.AbstractLinearOperator):
             dtype = jnp.zeros(()).dtype
         bands = [x.astype(dtype) for x in bands]
         self.diagonal, self.lower_diagonal, self.upper_diagonal = bands
-        self.tags = _frozenset(tags)
+        self.tags = tag_set(tags)
 
     def mv(self, vector: Inexact[Array, " N*k"]) -> Inexact[Array, " N*k"]:
         x = vector.reshape(self.diagonal.shape[:2])

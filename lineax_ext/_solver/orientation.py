@@ -72,13 +72,12 @@ def orient(operator: lx.AbstractLinearOperator) -> Orientation:
     )
 
 
-def frozen_matrix(
+def frozen(
     operator: lx.AbstractLinearOperator, solver: str
-) -> Inexact[Array, "m n"]:
-    """The matrix that `solver` is to factorise, cut off from differentiation.
+) -> lx.AbstractLinearOperator:
+    """What `solver` is to factorise, its arrays cut off from differentiation.
 
-    lineax takes derivatives from the operator and the answers, never from a state;
-    `ormqr` could not even be differentiated.
+    lineax takes derivatives from the operator and the answers, never from a state.
     """
     if is_complex(operator.in_structure()) != is_complex(operator.out_structure()):
         raise ValueError(
@@ -87,6 +86,12 @@ def frozen_matrix(
             "imaginary part of the complex side instead."
         )
     dynamic, static = eqx.partition(operator, eqx.is_array)
-    operator = eqx.combine(jax.lax.stop_gradient(dynamic), static)
-    # The second one for what the operator closes over: constants of its function.
-    return jax.lax.stop_gradient(as_matrix(operator))
+    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
+
+
+def frozen_matrix(
+    operator: lx.AbstractLinearOperator, solver: str
+) -> Inexact[Array, "m n"]:
+    """The matrix of `frozen(operator, solver)`; `ormqr` could not be differentiated."""
+    # Once more for what the operator closes over: constants of its function.
+    return jax.lax.stop_gradient(as_matrix(frozen(operator, solver)))

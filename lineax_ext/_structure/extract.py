@@ -19,6 +19,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Inexact, Int
 
@@ -45,6 +46,17 @@ def untagged(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     return operator
 
 
+def direction(
+    operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
+) -> Literal["columns", "rows"]:
+    """What `reader(operator, by)` reads."""
+    operator = untagged(operator)
+    if isinstance(operator, lx.JacobianLinearOperator):
+        if operator.jac == "bwd" or (operator.jac is None and by == "rows"):
+            return "rows"
+    return "columns"
+
+
 def reader(
     operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
 ) -> Reader:
@@ -60,7 +72,7 @@ def reader(
     dtype = result_dtype(out_structure)
 
     if isinstance(operator, lx.JacobianLinearOperator):
-        if operator.jac == "bwd" or (operator.jac is None and by == "rows"):
+        if direction(operator, by) == "rows":
             _, vjp = jax.vjp(lambda x: operator.fn(x, operator.args), operator.x)
             return Reader(_row_reader(vjp, operator), "rows", shape, dtype)
         fn = jax.linearize(lambda x: operator.fn(x, operator.args), operator.x)[1]
@@ -255,6 +267,27 @@ def _span(m: int, n: int, offset: int) -> tuple[int, int, int]:
     """First row, first column and length of a diagonal of an m×n matrix."""
     i, j = max(0, -offset), max(0, offset)
     return i, j, max(0, min(m - i, n - j))
+
+
+#
+# A pattern
+#
+
+
+def read_compressed(
+    read: Reader, colours: np.ndarray, count: int
+) -> Inexact[Array, "count length"]:
+    """For each colour, the sum of the columns (rows) that have it.
+
+    Where no two columns of a colour share a row, entry (i, j) stands at `[colour of j,
+    i]`. Costs `count` applications.
+    """
+    m, n = read.shape
+    if min(m, n, count) == 0:
+        return jnp.zeros((count, m if read.by == "columns" else n), read.dtype)
+    colour = lax.broadcasted_iota(jnp.int32, (count, len(colours)), 0)
+    seeds = jnp.asarray(colours, jnp.int32)[None, :] == colour
+    return map_chunked(read.apply, seeds.astype(read.dtype))
 
 
 #
