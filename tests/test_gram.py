@@ -509,8 +509,8 @@ def test_one_linearisation():
     args = network_structure(8, 5, 12)
     eye = jnp.eye(48)
 
-    def products(params, samples, make):
-        gram = make(params, samples)
+    def products(params, samples, make, **kwargs):
+        gram = make(params, samples, **kwargs)
         vectors = jax.vmap(lambda x: unflatten(x, gram.in_structure()))(eye)
         return jax.lax.map(gram.mv, vectors)
 
@@ -519,7 +519,7 @@ def test_one_linearisation():
     assert compiled(products, *args, make=network_gram)[1] == 1
     assert compiled(products, *args, make=network_operator)[1] == 1
     # In chunks once for each, as nothing is kept.
-    assert compiled(steps_of_cg, *args, chunk_size=5)[1] == 2
+    assert compiled(products, *args, make=network_gram, chunk_size=5)[1] == 2
 
 
 def test_linearise_traces_once():
