@@ -156,8 +156,10 @@ def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
 
 def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
     """How many times as fast as the first side; the times stand beside the bars."""
-    series = list(_series(records))
-    _, _, baseline = series[0]
+    # An optional peer may be missing: the first side is the first that was measured in
+    # all cases.
+    series = [side for side in _series(records) if len(side[1]) > 0]
+    first, _, baseline = next(side for side in series if len(side[1]) == len(records))
     height = 0.8 / len(series)
     for k, (name, at, seconds) in enumerate(series):
         y = [i + (k + 0.5) * height - 0.4 for i in at]
@@ -166,6 +168,6 @@ def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
         labels = [_with_prefix(s, "s") for s in seconds]
         axis.bar_label(bars, labels, padding=3, fontsize=8)
     axis.margins(x=0.2)
-    axis.set(xlabel=f"times as fast as {series[0][0]}")
+    axis.set(xlabel=f"times as fast as {first}")
     axis.set_yticks(range(len(records)), [r["label"] for r in records], fontsize=8)
     axis.invert_yaxis()
