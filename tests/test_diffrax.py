@@ -206,11 +206,10 @@ GRID = np.linspace(0, 1, 60)
 MIXTURE = {"u": 1 + np.sin(2 * np.pi * GRID), "v": 3 + 0 * GRID}
 
 
-@pytest.mark.parametrize("method", (dfx.ImplicitEuler, dfx.Kvaerno3))
-def test_pattern(method):
+def test_pattern():
     def run(linear_solver, scale):
         y0 = jax.tree.map(lambda x: scale * x, MIXTURE)
-        y, steps = _solve(method, linear_solver, _brusselator, 0.02, y0, 0.05)
+        y, steps = _solve(dfx.Kvaerno3, linear_solver, _brusselator, 0.02, y0, 0.05)
         return flatten(y), steps
 
     def batched(linear_solver):
@@ -230,7 +229,7 @@ def test_pattern_gradient(mode):
     transform = jax.jacfwd if forward else jax.grad
 
     def fn(diffusion, linear_solver):
-        y, _ = _solve(
+        y, steps = _solve(
             dfx.ImplicitEuler,
             linear_solver,
             _brusselator,
@@ -238,12 +237,13 @@ def test_pattern_gradient(mode):
             MIXTURE,
             diffusion,
             adjoint=adjoint,
-            max_steps=64,
+            max_steps=256,
         )
-        return jnp.sum(flatten(y) ** 2)
+        return jnp.sum(flatten(y) ** 2), (flatten(y), steps)
 
     found, expected = (
-        jax.jit(transform(ft.partial(fn, linear_solver=solver)))(0.05)
+        jax.jit(transform(ft.partial(fn, linear_solver=solver), has_aux=True))(0.05)
         for solver in (AUTO, lx.LU())
     )
-    assert_close(found, expected, 1e-11)
+    for actual, reference in zip(*map(jax.tree.leaves, (found, expected))):
+        assert_close(actual, reference, 1e-11)
