@@ -9,7 +9,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.integrate
-from helpers import assert_close, directional, flatten
+from helpers import assert_close, directional, flatten, needs_asdex
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -156,7 +156,11 @@ def _scipy_diffuse(diffusion):
         (_tree_diffuse, {"a": START[:10].reshape(2, 5), "b": START[10:]}),
     ),
 )
-@pytest.mark.parametrize("linear_solver", (TAGGED, AUTO), ids=("tagged", "auto"))
+@pytest.mark.parametrize(
+    "linear_solver",
+    (TAGGED, pytest.param(AUTO, marks=needs_asdex)),
+    ids=("tagged", "auto"),
+)
 def test_tridiagonal(linear_solver, term, y0):
     with dense_path_fails():
         y, steps = _solve(dfx.Kvaerno5, linear_solver, term, 0.2, y0, 0.05)
@@ -206,6 +210,7 @@ GRID = np.linspace(0, 1, 60)
 MIXTURE = {"u": 1 + np.sin(2 * np.pi * GRID), "v": 3 + 0 * GRID}
 
 
+@needs_asdex
 def test_pattern():
     def run(linear_solver, scale):
         y0 = jax.tree.map(lambda x: scale * x, MIXTURE)
