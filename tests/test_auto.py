@@ -12,7 +12,14 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.sparse
-from helpers import assert_close, directional, flatten, normal, turned
+from helpers import (
+    assert_close,
+    directional,
+    flatten,
+    needs_asdex,
+    normal,
+    turned,
+)
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -20,6 +27,7 @@ from lineax_ext._structure.arrange import arrange
 from lineax_ext._structure.detect import detect
 
 
+pytestmark = needs_asdex
 N = 96
 SOLVER = lxe.AutoStructuredLinearSolver()
 PERMUTATION = np.random.default_rng(0).permutation(N)

@@ -151,9 +151,9 @@ def _fingerprint(
     jaxpr: jex.Jaxpr | jex.ClosedJaxpr, numbers: dict[Any, int]
 ) -> Hashable:
     """Nested tuples that are equal for equal computations."""
-    if isinstance(jaxpr, jex.ClosedJaxpr):
-        consts = tuple(map(_value, jaxpr.consts))
-        return consts, _fingerprint(jaxpr.jaxpr, numbers)
+    # Closed and open ones are of one class from jax 0.12 on.
+    consts = tuple(map(_value, getattr(jaxpr, "consts", ())))
+    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
 
     def atom(x):
         if isinstance(x, jex.Literal):
@@ -180,7 +180,7 @@ def _fingerprint(
 
     ins = map(atom, (*jaxpr.constvars, *jaxpr.invars))
     outs = map(atom, jaxpr.outvars)
-    return tuple(ins), tuple(map(equation, jaxpr.eqns)), tuple(outs)
+    return consts, tuple(ins), tuple(map(equation, jaxpr.eqns)), tuple(outs)
 
 
 def _value(x: Any) -> Hashable:
@@ -200,11 +200,12 @@ _many = 10**5
 
 
 def _pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
-    import asdex
-
     (*_, seed), _ = program.in_avals, program.out_avals
 
     def find(rows):
+        # Here, as it fails with a version of JAX that it does not know.
+        import asdex
+
         fn = lambda *args: replay(program, *args)[rows]
         example = np.zeros(seed.shape, seed.dtype)
         return asdex.jacobian_sparsity(fn, example, np.zeros(()), argnums=0)
