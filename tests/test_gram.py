@@ -630,3 +630,25 @@ def test_errors_at_run_time():
     for weights, shift in ((-model.weights, SHIFT), (model.weights, -SHIFT)):
         with pytest.raises(eqx.EquinoxRuntimeError, match="must be non-negative"):
             jax.block_until_ready(run(weights, shift))
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float64))
+def test_large_mean(dtype):
+    """A mean of 1e4, and weights of another precision: the error is that of A's."""
+    matrix = np.asarray(normal((200, 5)) + 1e4, dtype)
+    weights = np.linspace(0.5, 2, 200).astype(np.float32)
+    gram = lxe.GramLinearOperator(
+        lx.MatrixLinearOperator(jnp.asarray(matrix)), weights=weights, centre=True
+    )
+    p = weights.astype(np.float64) / weights.astype(np.float64).sum()
+    centred = matrix.astype(np.float64) - p @ matrix.astype(np.float64)
+    vector = normal((5,), dtype)
+    expected = centred.T @ (weights.astype(np.float64) * (centred @ vector))
+    assert_close(gram.mv(jnp.asarray(vector)), expected, 1e5 * np.finfo(dtype).eps)
+
+
+def test_no_parameters():
+    gram = lxe.GramLinearOperator.from_samples(
+        lambda params, sample: jnp.sum(params) * sample, jnp.ones(0), jnp.ones(5)
+    )
+    assert gram.as_matrix().shape == (0, 0)

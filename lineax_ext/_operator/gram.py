@@ -33,6 +33,7 @@ from .samples import (
     scale_samples,
     square,
     subtract_mean,
+    subtract_share,
 )
 
 
@@ -55,12 +56,13 @@ class GramLinearOperator(lx.AbstractLinearOperator):
 
     Applying G costs one application of A and one of Aᵀ. The Jacobian of a function is
     linearised once, and the transpose taken from that; `lx.linearise`, which `lx.CG`
-    and its like call, keeps both. Centring is done once, after A: Cᵀ W C = W C.
+    and its like call, keeps both. Centring is done after A; Cᵀ W C = W C.
 
     `lx.diagonal`, for a Jacobi preconditioner, never makes an n×n matrix. It costs
     min(n, outputs) applications of A or Aᵀ; after `from_samples`, no more than the
-    gradients of all samples, which is a few applications of G. `lx.materialise` makes A
-    dense, not G: O(outputs · n) memory.
+    gradients of all samples. (It is flat: `jax.flatten_util.ravel_pytree(params)[1]`
+    puts it into the structure of the parameters.) `lx.materialise` makes A dense, not
+    G, with O(outputs · n) memory; if A mixes dtypes, it only linearises.
 
     !!! Example
 
@@ -195,6 +197,9 @@ class GramLinearOperator(lx.AbstractLinearOperator):
         # Even here one linearisation: `operator.T.mv` would be a second.
         forward, transposed = _linear_maps(self)
         outputs = scale_samples(self.weights, _centred(self, forward.mv(vector)))
+        if self.centre:
+            # Cᵀ W C = W C, but for rounding, which Aᵀ would multiply by the mean.
+            outputs = subtract_share(self.weights, outputs)
         gram = _conj(transposed.mv(_conj(outputs)))
         return jtu.tree_map(
             lambda g, v: g + self.shift.astype(g.dtype) * v, gram, vector

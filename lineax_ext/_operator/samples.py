@@ -81,7 +81,7 @@ class Samplewise(eqx.Module):
             return batch(jtu.tree_map(part, samples))
 
         def join(x):
-            whole = x[:-1].reshape(-1, *x.shape[2:])
+            whole = x[:-1].reshape((loops - 1) * chunk, *x.shape[2:])
             return jnp.concatenate([whole, x[-1, loops * chunk - count :]])
 
         return jtu.tree_map(join, lax.map(of_chunk, starts))
@@ -97,9 +97,11 @@ class Samples(NamedTuple):
     def rows(self, index: Int[Array, ""]) -> Inexact[Array, "outputs n"]:
         """The rows that belong to one sample, whose outputs are flattened."""
         fn, sample = self.fn.fn, _take(self.samples, index)
-        return as_matrix(
-            lx.JacobianLinearOperator(fn, self.params, sample, closure_convert=False)
+        operator = lx.JacobianLinearOperator(
+            fn, self.params, sample, closure_convert=False
         )
+        few = operator.out_size() < operator.in_size()
+        return as_matrix(operator, by="rows" if few else "columns")
 
     def matrix(self) -> Inexact[Array, "outputs n"]:
         """All rows, in the order of the flattened outputs."""
@@ -137,7 +139,6 @@ class Samples(NamedTuple):
 def over_one_field(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """`operator`, its complex outputs of real parameters split in two."""
     params, outputs = operator.in_structure(), operator.out_structure()
-    is_complex = lambda x: jnp.issubdtype(x.dtype, jnp.complexfloating)
     complex_params = set(map(is_complex, jtu.tree_leaves(params)))
     complex_outputs = set(map(is_complex, jtu.tree_leaves(outputs)))
     if complex_params == {False} and True in complex_outputs:
@@ -185,7 +186,7 @@ def jacobian_matrix(
 ) -> Inexact[Array, "outputs n"]:
     """The matrix of A, read by its rows if these are fewer."""
     samples = samples_of(operator)
-    if samples is not None:
+    if samples is not None and operator.in_size() > 0:
         return samples.matrix()
     if isinstance(operator, lx.FunctionLinearOperator):
         operator = as_jacobian(operator.fn, operator.in_structure())
@@ -262,18 +263,42 @@ def scale_samples(
     return jtu.tree_map(lambda x: _along(weights, x) * x, outputs)
 
 
+def _probabilities(
+    weights: Float[Array, " samples"], dtype
+) -> Float[Array, " samples"]:
+    """weights / Σ weights, which must sum to one in the precision of the outputs."""
+    weights = weights.astype(jnp.finfo(dtype).dtype)
+    total = jnp.sum(weights)
+    # Weights that are all zero make W C zero, whatever the mean.
+    return weights / jnp.where(total > 0, total, jnp.ones_like(total))
+
+
 def mean(
     weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
 ) -> PyTree[Array]:
-    if weights is None:
-        return jtu.tree_map(lambda x: jnp.mean(x, axis=0), outputs)
-    total = jnp.sum(weights)
-    # Weights that are all zero make W C zero, whatever the mean.
-    p = weights / jnp.where(total > 0, total, jnp.ones_like(total))
-    return jtu.tree_map(lambda x: jnp.sum(_along(p, x) * x, axis=0), outputs)
+    def average(x):
+        if weights is None:
+            return jnp.mean(x, axis=0)
+        return jnp.sum(_along(_probabilities(weights, x.dtype), x) * x, axis=0)
+
+    return jtu.tree_map(average, outputs)
 
 
 def subtract_mean(
     weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
 ) -> PyTree[Array]:
     return jtu.tree_map(lambda x, y: x - y[None], outputs, mean(weights, outputs))
+
+
+def subtract_share(
+    weights: Float[Array, " samples"] | None, outputs: PyTree[Array]
+) -> PyTree[Array]:
+    """Cᵀ y = y − p Σ y: the transpose of `subtract_mean`."""
+
+    def subtract(x):
+        total = jnp.sum(x, axis=0, keepdims=True)
+        if weights is None:
+            return x - total / x.shape[0]
+        return x - _along(_probabilities(weights, x.dtype), x) * total
+
+    return jtu.tree_map(subtract, outputs)
