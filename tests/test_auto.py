@@ -151,8 +151,32 @@ def overwritten(y):
     return lax.dynamic_update_slice(y, 0.2 * y[:4], (N - 2,)) + 0.1 * y
 
 
+WHICH = np.random.default_rng(3).integers(0, 4, (4, 4))
+
+
+def half_outside(y):
+    """y: the window does not fit, and is dropped as a whole."""
+    dims = jax.lax.ScatterDimensionNumbers((0,), (), (0,))
+    mode = jax.lax.GatherScatterMode.FILL_OR_DROP
+    start = jnp.array([y.size - 2])
+    return jax.lax.scatter(y, start, jnp.zeros(4), dims, mode=mode)
+
+
 FUNCTIONS = {
     "diagonal": (lambda y: jnp.exp(y) + 1, lx.Diagonal),
+    "gathers side by side": (
+        lambda y: (
+            9 * y
+            + jnp.tile(
+                jnp.take_along_axis(y[:16].reshape(4, 4), WHICH, 0).reshape(-1), 6
+            )[: y.size]
+        ),
+        None,
+    ),
+    "window partly outside": (
+        lambda y: 3 * half_outside(y) + 0.5 * y[::-1],
+        None,
+    ),
     "tridiagonal": (tridiagonal, lx.Tridiagonal),
     "banded": (banded, lxe.BlockTridiagonal),
     "permuted": (
@@ -574,3 +598,19 @@ def test_infer_tags():
     with pytest.warns(UserWarning, match="'fft'"):
         fft = lambda y, _: jnp.fft.fft(y).real
         assert lxe.infer_tags(fft, np.ones(N)) == frozenset()
+
+
+def test_tag_of_a_nearly_singular_diagonal():
+    """As without the tag: no pseudoinverse."""
+    diagonal, b = jnp.array([1.0, 1e-17]), jnp.ones(2)
+    operator = lx.DiagonalLinearOperator(diagonal)
+    x = lx.linear_solve(operator, b, SOLVER).value
+    assert_close(x, np.array([1.0, 1e17]), 1e-14)
+
+
+def test_random_key():
+    key, y, b = jax.random.key(0), jnp.ones(N), normal((N,))
+    fn = lambda y, _: y * (2 + jax.random.uniform(key, (N,)))
+    operator = lx.JacobianLinearOperator(fn, y)
+    expected = b / np.asarray(2 + jax.random.uniform(key, (N,)))
+    assert_close(lx.linear_solve(operator, b, SOLVER).value, expected, 1e-13)

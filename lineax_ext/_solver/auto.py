@@ -86,8 +86,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     `auto`.
 
     For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) for each
-    right-hand side, in O(n k) memory. To find the pattern takes hundredths of a second
-    for n = 1000, less than a second for n = 100,000; and once, as patterns are cached.
+    right-hand side, in O(n k) memory. To find the pattern of a band takes hundredths of
+    a second for n = 1000, less than a second for n = 100,000; and once, as patterns are
+    cached. (Of a triangle it takes time and memory in proportion to its entries.)
 
     The pattern is one for all values. What depends on values is counted as if it could
     be anywhere: a gather by indices that are computed from the unknowns, a sort, and
@@ -121,7 +122,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     **Returns:**
 
-    From `lx.linear_solve`: a solution; `RESULTS.singular` for a singular operator.
+    From `lx.linear_solve`: a solution; `RESULTS.singular` for a singular operator. (Of
+    a tridiagonal one only if a pivot is exactly zero, as by `lineax.Tridiagonal`; and of
+    a band also if it is regular, but singular to working precision.)
 
     **Raises:**
 
@@ -159,7 +162,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
             )
         inner, solver = untagged(operator), None
         if _is_structured(operator):
-            solver = lx.AutoLinearSolver(self.well_posed)
+            # As without the tags: lineax's `None` takes a pseudoinverse for diagonals.
+            regular = self.well_posed is None and m == n
+            solver = lx.AutoLinearSolver(True if regular else self.well_posed)
         elif isinstance(inner, BlockTridiagonalLinearOperator):
             solver = None if self.well_posed is False else BlockTridiagonal()
         if solver is not None and m > 0:

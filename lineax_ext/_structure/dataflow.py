@@ -4,7 +4,8 @@
 entries. A function under `jit` that is called twice shares its jaxpr, and what was
 constant in the first call counts as constant in the second one. Integers divide as
 floats do, and their remainder is Python's. A scatter that clips its indices is taken
-for one that drops what lies outside, and dynamic slices are not clamped at all. Here
+for one that drops what lies outside, dynamic slices are not clamped at all, and the
+batching dimensions of gathers and scatters are taken to be the first ones. Here
 the jaxpr is run again in such a way that none of this arises:
 
 - calls are inlined, and every loop and every branch gets a jaxpr of its own;
@@ -126,6 +127,7 @@ class _Replay:
     def independent(self, eqn: jex.JaxprEqn, ins: list[_Value]) -> list[_Value]:
         known = all(isinstance(x, _Constant) for x in ins)
         known = known and (len(ins) > 0 or eqn.primitive.name == "iota")
+        known = known and not any(map(_is_extended, (*eqn.invars, *eqn.outvars)))
         if not known or eqn.effects or "callback" in eqn.primitive.name:
             return [_unknown] * len(eqn.outvars)
 
@@ -254,13 +256,22 @@ class _Replay:
         # asdex does not clip, and has the last of several writers win.
         clips = eqn.params["mode"] == lax.GatherScatterMode.CLIP
         vectors = indices.value.reshape(-1, indices.value.shape[-1])
-        window = eqn.params["dimension_numbers"].update_window_dims
+        dims = eqn.params["dimension_numbers"]
+        window = dims.update_window_dims
+        followed = _lead(dims.operand_batching_dims, dims.scatter_indices_batching_dims)
+        followed = followed and _windows_fit(eqn, vectors)
         apart = len(vectors) <= 1 or (
             len(window) == 0 and len(np.unique(vectors, axis=0)) == len(vectors)
         )
-        if clips or (eqn.primitive.name == "scatter" and not apart):
+        if clips or not followed or (eqn.primitive.name == "scatter" and not apart):
             return self.somewhere(eqn, operand, updates)
         return None
+
+    def gather(self, eqn: jex.JaxprEqn, ins: list[Any]) -> _Outs:
+        dims = eqn.params["dimension_numbers"]
+        if _lead(dims.operand_batching_dims, dims.start_indices_batching_dims):
+            return None
+        return self.somewhere(eqn, _unknown, ins[0])
 
     def somewhere(self, eqn: jex.JaxprEqn, operand: Any, updates: Any) -> _Outs:
         """Each update may end up everywhere, but the operand stays where it is."""
@@ -288,6 +299,30 @@ def _fills(v: _Value, eqn: jex.JaxprEqn) -> bool:
     return isinstance(v, _Linear) and all(map(like, v.terms.values()))
 
 
+def _lead(*batching: tuple[int, ...]) -> bool:
+    """Whether batching dimensions come first, as asdex takes them to."""
+    return all(tuple(dims) == tuple(range(len(dims))) for dims in batching)
+
+
+def _windows_fit(eqn: jex.JaxprEqn, starts: np.ndarray) -> bool:
+    """Whether no window of a scatter is partly outside: asdex keeps what is inside of
+    it, and XLA drops it as a whole."""
+    dims = eqn.params["dimension_numbers"]
+    operand, _, updates = (_aval(x).shape for x in eqn.invars)
+    if len(dims.update_window_dims) == 0:
+        return True
+    sizes = dict.fromkeys((*dims.inserted_window_dims, *dims.operand_batching_dims), 1)
+    kept = [d for d in range(len(operand)) if d not in sizes]
+    sizes |= {d: updates[i] for d, i in zip(kept, dims.update_window_dims)}
+    room = [operand[d] - sizes[d] for d in dims.scatter_dims_to_operand_dims]
+    return bool(np.all((starts >= 0) & (starts <= np.asarray(room))))
+
+
+def _is_extended(atom: Any) -> bool:
+    """Random keys: no arrays that NumPy knows of."""
+    return jnp.issubdtype(_aval(atom).dtype, jax.dtypes.extended)
+
+
 def _clamped(
     shape: Sequence[int], starts: Sequence[Any], sizes: Sequence[int]
 ) -> list[int] | None:
@@ -310,6 +345,7 @@ _rules = {
     "dot_general": _Replay.dot_general,
     "dynamic_slice": _Replay.dynamic_slice,
     "dynamic_update_slice": _Replay.dynamic_update_slice,
+    "gather": _Replay.gather,
     "scatter": _Replay.scatter,
     "scatter-add": _Replay.scatter,
 }
