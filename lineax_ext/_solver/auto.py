@@ -123,8 +123,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     **Returns:**
 
     From `lx.linear_solve`: a solution; `RESULTS.singular` for a singular operator. (Of
-    a tridiagonal one only if a pivot is exactly zero, as by `lineax.Tridiagonal`; and of
-    a band also if it is regular, but singular to working precision.)
+    a tridiagonal one only if a pivot is exactly zero, as by `lineax.Tridiagonal`; and
+    of a band also if it is regular, but singular to working precision.)
 
     **Raises:**
 
