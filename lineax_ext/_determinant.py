@@ -18,6 +18,7 @@ from ._solver import factored
 from ._solver.block_tridiagonal import BlockTridiagonal
 from ._solver.factored import Factored
 from ._structure.extract import untagged
+from ._structure.pattern import has_structure
 
 
 _Scalar = Inexact[Array, ""]
@@ -184,7 +185,7 @@ def _slogdet(operator):
 @eqx.filter_jit
 def _logdet(operator, throw):
     _check(operator, "logdet")
-    log, valid = _log(operator, *slogdet(operator), "logdet", throw)
+    log, valid = _log(operator, _factorise(operator), "logdet", throw)
     return log * valid.astype(log.dtype)
 
 
@@ -192,7 +193,7 @@ def _logdet(operator, throw):
 def _inv_quad_logdet(operator, vector, throw):
     name = "inv_quad_logdet"
     factors = _factorise(operator)
-    log, valid = _log(operator, factors.sign, factors.logabsdet, name, throw)
+    log, valid = _log(operator, factors, name, throw)
     regular = _one_unless(
         jnp.isneginf(factors.logabsdet),
         f"`{name}`: the operator is singular." if throw else None,
@@ -208,8 +209,9 @@ def _inv_quad_logdet(operator, vector, throw):
     return quad, log * valid.astype(log.dtype)
 
 
-def _log(operator, sign, logabsdet, name, throw):
+def _log(operator, factors, name, throw):
     """log det A, and the factor that makes it, and its derivatives, valid: 1 or nan."""
+    sign, logabsdet, _ = factors
     if is_complex(sign) and not lx.is_positive_semidefinite(operator):
         log, failed = lax.complex(logabsdet, jnp.angle(sign)), False
     else:
@@ -248,9 +250,8 @@ def _factorise(operator, definite: int = 0) -> Factored:
     """`definite`: what a tag outside says of `_definiteness(operator)`."""
     if operator.in_size() == 0:
         return _identity(operator)
-    own = slogdet.dispatch(type(operator))
-    if own is not slogdet.dispatch(object):
-        sign, logabsdet = own(operator)
+    if _is_registered(slogdet, type(operator)):
+        sign, logabsdet = slogdet(operator)
         solve = lambda vector: _linear_solve(operator, vector).astype(sign.dtype)
         return Factored(sign, logabsdet, solve)
     return _by_structure(operator, definite or _definiteness(operator))
@@ -304,24 +305,20 @@ def _negated(factors: Factored, n: int) -> Factored:
     return factors.scaled(-jnp.ones((), factors.sign.dtype), n)
 
 
-def _has_band(operator) -> bool:
-    triangular = lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator)
-    return triangular or lx.is_diagonal(operator) or lx.is_tridiagonal(operator)
+def _is_registered(rule, cls: type) -> bool:
+    return rule.dispatch(cls) is not rule.dispatch(object)
 
 
 def _has_rule(operator) -> bool:
     """Whether it can be had for less than by forming its matrix."""
-    cls, default = type(untagged(operator)), object
-    return (
-        _has_band(operator)
-        or slogdet.dispatch(cls) is not slogdet.dispatch(default)
-        or _by_structure.dispatch(cls) is not _by_structure.dispatch(default)
-    )
+    cls = type(untagged(operator))
+    rules = slogdet, _by_structure
+    return has_structure(operator) or any(_is_registered(rule, cls) for rule in rules)
 
 
 @_by_structure.register
 def _(operator: lx.TaggedLinearOperator, definite):
-    if _has_band(operator) or not _has_rule(operator):
+    if has_structure(operator) or not _has_rule(operator):
         return _by_structure.dispatch(object)(operator, definite)
     return _factorise(untagged(operator), definite)
 

@@ -16,7 +16,7 @@ from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.arrange import arrange
 from .._structure.detect import detect
 from .._structure.extract import untagged
-from .._structure.pattern import Pattern
+from .._structure.pattern import has_structure, Pattern
 from .._structure.rearranged import coloured_matrix
 from .block_tridiagonal import BlockTridiagonal
 from .checked_lu import _CheckedLU
@@ -42,15 +42,6 @@ _explicit = (
     lx.PyTreeLinearOperator,
     BlockTridiagonalLinearOperator,
 )
-
-
-def _is_structured(operator: lx.AbstractLinearOperator) -> bool:
-    return (
-        lx.is_diagonal(operator)
-        or lx.is_tridiagonal(operator)
-        or lx.is_lower_triangular(operator)
-        or lx.is_upper_triangular(operator)
-    )
 
 
 def _semidefinite_tags(operator: lx.AbstractLinearOperator) -> list[object]:
@@ -161,7 +152,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 "pass `well_posed=None` or `well_posed=False`."
             )
         inner, solver = untagged(operator), None
-        if _is_structured(operator):
+        if has_structure(operator):
             # As without the tags: lineax's `None` takes a pseudoinverse for diagonals.
             regular = self.well_posed is None and m == n
             solver = lx.AutoLinearSolver(True if regular else self.well_posed)

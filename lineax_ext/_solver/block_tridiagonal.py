@@ -12,6 +12,7 @@ from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.blocks import Blocks
 from .._structure.extract import untagged
 from .block_lu import block_lu, BlockLU
+from .householder import result_of
 from .orientation import orient, Orientation
 
 
@@ -84,10 +85,7 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
             vector,
             factors.scale.dtype,
         )
-        result = lx.RESULTS.where(
-            factors.singular, lx.RESULTS.singular, lx.RESULTS.successful
-        )
-        return solution, result, {}
+        return solution, result_of(factors.singular), {}
 
     def transpose(self, state: _BlockTridiagonalState, options: dict[str, Any]):
         del options

@@ -10,7 +10,7 @@ import jax.scipy.linalg as jsl
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact
 
-from .householder import default_rcond
+from .householder import default_rcond, result_of
 
 
 class _CheckedLUState(eqx.Module):
@@ -54,10 +54,7 @@ class _CheckedLU(lx.AbstractLinearSolver[_CheckedLUState]):
         solution = jsl.lu_solve(
             (state.lu, state.pivots), vector, trans=int(state.transposed)
         )
-        result = lx.RESULTS.where(
-            state.singular, lx.RESULTS.singular, lx.RESULTS.successful
-        )
-        return solution, result, {}
+        return solution, result_of(state.singular), {}
 
     def transpose(self, state: _CheckedLUState, options: dict[str, Any]):
         return dataclasses.replace(state, transposed=not state.transposed), options

@@ -27,6 +27,7 @@ from .householder import (
     is_singular,
     q_adjoint_multiply,
     q_multiply,
+    result_of,
     solve_lower_transposed,
     solve_upper,
 )
@@ -212,10 +213,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             vector,
             state.householder.dtype,
         )
-        result = lx.RESULTS.where(
-            state.singular, lx.RESULTS.singular, lx.RESULTS.successful
-        )
-        return solution, result, {}
+        return solution, result_of(state.singular), {}
 
     def transpose(self, state: _DampedQRState, options: dict[str, Any]):
         del options

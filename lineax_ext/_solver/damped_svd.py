@@ -26,6 +26,7 @@ from .householder import (
     q_adjoint_multiply,
     q_multiply,
     q_multiply_columns,
+    result_of,
 )
 from .orientation import frozen_matrix, orient, Orientation
 
@@ -237,8 +238,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             state.orientation, state.stacked, solve, adjoint, vector, dtype
         )
         valid = jnp.all(jnp.isfinite(hypotenuse) & jnp.isfinite(state.sigma))
-        result = lx.RESULTS.where(valid, lx.RESULTS.successful, lx.RESULTS.singular)
-        return solution, result, {"rank": jnp.sum(kept)}
+        return solution, result_of(~valid), {"rank": jnp.sum(kept)}
 
     def transpose(self, state: _DampedSVDState, options: dict[str, Any]):
         del options

@@ -2,7 +2,7 @@
 
 import functools as ft
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.lax as lax
@@ -219,19 +219,14 @@ def lu(matrix: Inexact[Array, "n n"]) -> Factored:
     packed, pivots, _ = lax.linalg.lu(lax.stop_gradient(matrix))
     sign, logabsdet = lu_slogdet(packed, pivots)
 
-    def invert(factors):
-        return _lu_solve(factors, jnp.eye(pivots.size, dtype=matrix.dtype), 0)
-
+    lu_solve = jsp.linalg.lu_solve
+    invert = lambda factors: lu_solve(factors, jnp.eye(pivots.size, dtype=matrix.dtype))
     return _dense(
         matrix,
         (packed, pivots),
         sign,
         logabsdet,
         invert,
-        lambda factors, b: _lu_solve(factors, b, 0),
-        lambda factors, b: _lu_solve(factors, b, 1),
+        lu_solve,
+        lambda factors, b: lu_solve(factors, b, trans=1),
     )
-
-
-def _lu_solve(factors: Any, b: Array, trans: int) -> Array:
-    return jsp.linalg.lu_solve(factors, b, trans)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import lineax as lx
 from jaxtyping import Array, Bool, Inexact
 
 
@@ -127,6 +128,10 @@ def is_singular(r: Inexact[Array, "k k"], rcond: Any) -> Bool[Array, ""]:
     rcond = jnp.asarray(rcond, magnitude.dtype)
     regular = jnp.diagonal(magnitude) > rcond * columns
     return ~jnp.all(regular & jnp.isfinite(columns))
+
+
+def result_of(singular: Bool[Array, ""]) -> lx.RESULTS:
+    return lx.RESULTS.where(singular, lx.RESULTS.singular, lx.RESULTS.successful)
 
 
 def default_rcond(m: int, n: int, dtype: Any) -> float:

@@ -16,6 +16,7 @@ from .householder import (
     matmul,
     q_adjoint_multiply,
     q_multiply,
+    result_of,
     solve_upper,
 )
 from .orientation import frozen_matrix, orient, Orientation
@@ -160,9 +161,7 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         solution = state.orientation.solve_flat(
             solve, adjoint, vector, householder.dtype
         )
-        result = lx.RESULTS.where(
-            state.singular, lx.RESULTS.singular, lx.RESULTS.successful
-        )
+        result = result_of(state.singular)
         return solution, result, {} if core is None else {"rank": core.rank}
 
     def transpose(self, state: _QRMultiplyState, options: dict[str, Any]):

@@ -15,6 +15,7 @@ from .._structure.pattern import Pattern
 from .._structure.rearranged import coloured_matrix, rearranged_band, rearranged_blocks
 from .block_tridiagonal import BlockTridiagonal
 from .checked_lu import _CheckedLU
+from .householder import result_of
 
 
 def solver_of(arrangement: Arrangement) -> lx.AbstractLinearSolver:
@@ -78,7 +79,7 @@ def solve(
         compute = lambda state, b: solver.compute(state, b, {})[:2]
         x, results = eqx.filter_vmap(compute)(state, b.reshape(-1, arrangement.block))
         singular = jnp.any(results == lx.RESULTS.singular)
-        result = lx.RESULTS.where(singular, lx.RESULTS.singular, lx.RESULTS.successful)
+        result = result_of(singular)
         x = x.reshape(-1)
     else:
         if isinstance(solver, BlockTridiagonal):

@@ -22,6 +22,16 @@ def bandwidth(operator: lx.AbstractLinearOperator) -> tuple[int, int] | None:
     return None
 
 
+def has_structure(operator: lx.AbstractLinearOperator) -> bool:
+    """Whether it says of itself that it is diagonal, tridiagonal or triangular."""
+    return (
+        lx.is_diagonal(operator)
+        or lx.is_tridiagonal(operator)
+        or lx.is_lower_triangular(operator)
+        or lx.is_upper_triangular(operator)
+    )
+
+
 class Pattern:
     """Where a matrix may have entries: everywhere else it is zero, whatever the values.
 
