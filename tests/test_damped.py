@@ -36,7 +36,11 @@ from helpers import (
 )
 
 import lineax_ext as lxe
-from lineax_ext._solver.triangular_stack import triangular_stack_qr
+from lineax_ext._solver.triangular_stack import (
+    damped_triangular_solve,
+    tall_triangle,
+    triangular_stack_qr,
+)
 
 
 over_solvers = pytest.mark.parametrize(
@@ -623,7 +627,7 @@ def factors(top, bottom, stack):
 
 
 @pytest.mark.parametrize("bottom", bottoms.values(), ids=bottoms)
-@pytest.mark.parametrize("n", (0, 1, 31, 32, 33, 100))
+@pytest.mark.parametrize("n", (0, 1, 23, 24, 25, 100))
 @over_double_dtypes
 def test_triangular_stack(n, dtype, bottom):
     # Of the two, what is under the diagonal is not to be read.
@@ -663,3 +667,68 @@ def test_triangular_stack_flops():
     # The triangles inside of the panels are not exploited. A dense QR: 10n³/3.
     assert flops < 1.7 * (2 / 3) * n**3
     assert len(stack_equations(2000)) < 2 * len(stack_equations(600))
+
+
+#
+# The triangle of a tall matrix
+#
+
+
+# (m, n): LAPACK's, n < a panel, n = a panel and one more, chunks that are not full.
+tall_shapes = (
+    (5, 0),
+    (60, 60),
+    (9000, 1),
+    (3001, 5),
+    (1500, 16),
+    (1001, 17),
+    (2311, 100),
+)
+
+
+@pytest.mark.parametrize("m, n", tall_shapes)
+@over_dtypes
+def test_tall_triangle(m, n, dtype):
+    a, b = normal((m, n), dtype), normal((m,), dtype, seed=1)
+    a = (a * np.logspace(-6, 6, n)).astype(dtype)
+    rt, c = map(np.asarray, jax.jit(tall_triangle)(a, b))
+    assert rt.dtype == c.dtype == a.dtype
+    wide = np.complex128 if np.iscomplexobj(a) else np.float64
+    a, b = a.astype(wide), b.astype(wide)
+    r, c = np.triu(rt.T).astype(wide), c.astype(wide)
+    norms = np.linalg.norm(a, axis=0)
+    rtol = 100 * np.finfo(dtype).eps
+    assert_close(
+        r.conj().T @ r / np.outer(norms, norms),
+        a.conj().T @ a / np.outer(norms, norms),
+        rtol,
+    )
+    scale = norms * np.linalg.norm(b)
+    assert_close(r.conj().T @ c / scale, a.conj().T @ b / scale, rtol)
+
+
+def test_tall_triangle_of_dependent_columns():
+    a, b = normal((3000, 20)), normal((3000,), seed=1)
+    a[:, 7], a[:, 11] = 0, a[:, 3]
+    rt, _ = jax.jit(tall_triangle)(a, b)
+    r = np.triu(np.asarray(rt).T)
+    assert_close(r.T @ r, a.T @ a, 1e-13)
+    rt, _ = jax.jit(tall_triangle)(
+        np.where(np.arange(3000) == 2999, np.nan, 1)[:, None] * a, b
+    )
+    assert np.all(np.isnan(np.diagonal(rt)))
+
+
+def test_lapack_keeps_to_one_thread():
+    # From these sizes on, OpenBLAS calls its threads.
+    m, n = 2000, 200
+    step = lambda a, b, root: damped_triangular_solve(*tall_triangle(a, b), root)
+    shapes = [jax.ShapeDtypeStruct(x, np.float64) for x in ((m, n), (m,), ())]
+    panels, solves = [], []
+    for eqn in equations(jax.make_jaxpr(step)(*shapes).jaxpr):
+        if eqn.primitive.name == "geqrf":
+            panels.append(eqn.invars[0].aval.size)
+        elif eqn.primitive.name == "triangular_solve":
+            solves.append(eqn.invars[1].aval.shape[-1])
+    assert len(panels) > 10 and max(panels) <= 8192
+    assert len(solves) > 10 and max(solves) < 8

@@ -23,7 +23,6 @@ from .damped import (
 from .damped_svd import DampedSVD
 from .householder import (
     default_rcond,
-    householder_qr,
     is_singular,
     q_adjoint_multiply,
     q_multiply,
@@ -34,6 +33,7 @@ from .householder import (
 from .orientation import frozen_matrix, orient, Orientation
 from .triangular_stack import (
     damped_triangular_solve,
+    tall_triangle,
     triangular_stack_qr,
     TriangularStackQR,
 )
@@ -71,14 +71,14 @@ class _DampedQRState(eqx.Module):
 
 
 class _TallPath(eqx.Module):
-    r: Inexact[Array, "n n"]
+    rt: Inexact[Array, "n n"]
     c: Inexact[Array, " n"]
     in_structure: FrozenStructure = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
-        real = jnp.finfo(self.r.dtype).dtype
+        real = jnp.finfo(self.rt.dtype).dtype
         root = jnp.sqrt(jnp.asarray(damping).astype(real))
-        x = damped_triangular_solve(self.r, self.c, root)
+        x = damped_triangular_solve(self.rt, self.c, root)
         return unravel(x, thaw(self.in_structure))
 
 
@@ -184,11 +184,8 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         m, n = matrix.shape
         if m < n:
             return super().path(operator, vector)
-        # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
-        column = ravel(vector).astype(matrix.dtype)[:, None]
-        householder, _ = householder_qr(jnp.concatenate([matrix, column], axis=1))
-        r, c = householder[:n, :n], householder[:n, n]
-        return _TallPath(r, c, freeze(operator.in_structure()))
+        rt, c = tall_triangle(matrix, ravel(vector).astype(matrix.dtype))
+        return _TallPath(rt, c, freeze(operator.in_structure()))
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         return DampedSVD().spectrum(operator, vector)

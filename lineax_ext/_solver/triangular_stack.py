@@ -1,4 +1,4 @@
-"""QR of two upper triangles, one on top of the other."""
+"""QR of a triangle on top of another, or of rows."""
 
 import equinox as eqx
 import jax
@@ -9,50 +9,51 @@ from jaxtyping import Array, Float, Inexact
 from .householder import (
     householder_qr,
     matmul,
-    solve_lower_transposed,
     solve_upper,
 )
 
 
 class _Panel(eqx.Module):
-    """Q of one panel, I − V T Vᴴ, acting on w rows of the top and e of the bottom."""
+    """Q of one panel, I − V T Vᴴ with V = [I; V₂], on w rows of the top and e below."""
 
-    vt: Inexact[Array, "w w+e"]
+    v2t: Inexact[Array, "w e"]
     t: Inexact[Array, "w w"]
+
+    def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        y = matmul(jnp.conj(self.t.T), top + matmul(jnp.conj(self.v2t), bottom))
+        return top - y, bottom - matmul(self.v2t.T, y)
+
+    def q_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
+        y = matmul(self.t, top + matmul(jnp.conj(self.v2t), bottom))
+        return top - y, bottom - matmul(self.v2t.T, y)
 
 
 class TriangularStackQR(eqx.Module):
     """The factors of [R₁; R₂], as returned by `triangular_stack_qr`."""
 
     rt: Inexact[Array, "n n"]
-    # The top of Q̃ᴴ times the right-hand side, if there was one.
-    y: Inexact[Array, " n"] | None
     panels: tuple[_Panel, ...]
 
     def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """Q̃ᴴ (top, bottom), for Q̃ square."""
         out, start = [top[:0]], 0
         for panel in self.panels:
-            w, stop = panel.t.shape[0], start + panel.t.shape[0]
-            x = jnp.concatenate([top[start:stop], bottom[:stop]])
-            y = matmul(jnp.conj(panel.t.T), matmul(jnp.conj(panel.vt), x))
-            x = x - matmul(panel.vt.T, y)
-            out.append(x[:w])
-            bottom = jnp.concatenate([x[w:], bottom[stop:]])
-            start = stop
+            w, e = panel.v2t.shape
+            upper, lower = panel.q_adjoint_multiply(top[start : start + w], bottom[:e])
+            out.append(upper)
+            bottom = jnp.concatenate([lower, bottom[e:]])
+            start += w
         return jnp.concatenate(out), bottom
 
     def q_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
         """Q̃ (top, bottom), for Q̃ square."""
         out, stop = [top[:0]], top.size
         for panel in reversed(self.panels):
-            w = panel.t.shape[0]
-            start = stop - w
-            x = jnp.concatenate([top[start:stop], bottom[:stop]])
-            x = x - matmul(panel.vt.T, matmul(panel.t, matmul(jnp.conj(panel.vt), x)))
-            out.append(x[:w])
-            bottom = jnp.concatenate([x[w:], bottom[stop:]])
-            stop = start
+            w, e = panel.v2t.shape
+            upper, lower = panel.q_multiply(top[stop - w : stop], bottom[:e])
+            out.append(upper)
+            bottom = jnp.concatenate([lower, bottom[e:]])
+            stop -= w
         return jnp.concatenate(out[::-1]), bottom
 
 
@@ -60,42 +61,90 @@ def _block_size(n: int) -> int:
     # Narrow panels waste least; past n = 700 the traffic of the trailing updates wants
     # wider ones. Also bounds the number of panels, and so the compile time.
     if n <= 700:
-        return 32 if n <= 350 else 48
+        return 24 if n <= 350 else 48
     return 16 * -(-n // 320)
 
 
-def _compact_wy(vt: Array, taus: Array) -> Array:
-    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ.
+# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads from so many entries of a
+# panel, and from so many right-hand sides of a triangular solve. For 25 ms afterwards
+# they spin on cores that XLA could use: whatever comes next takes up to twice as long.
+_threaded_panel = 8192
+_tall_block = 16
+_threaded_right_hand_sides = 8
+
+
+def _compact_wy(v2t: Array, taus: Array) -> Array:
+    """T of I − V T Vᴴ = H₁ H₂ ⋯, V = [I; V₂], Hⱼ = I − τⱼ vⱼ vⱼᴴ.
 
     T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
     T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
     """
-    eye = jnp.eye(taus.size, dtype=vt.dtype)
-    strict = jnp.triu(matmul(jnp.conj(vt), vt.T), 1)
-    inverse = lax.linalg.triangular_solve(
-        eye + strict * taus[None, :], eye, left_side=True, lower=False
-    )
+    w = taus.size
+    eye = jnp.eye(w, dtype=v2t.dtype)
+    strict = jnp.triu(matmul(jnp.conj(v2t), v2t.T), 1)
+    # In a batch of few right-hand sides each.
+    width = min(w, _threaded_right_hand_sides - 1)
+    batch = -(-w // width)
+    columns = jnp.pad(eye, ((0, 0), (0, batch * width - w)))
+    columns = jnp.moveaxis(columns.reshape(w, batch, width), 1, 0)
+    matrix = jnp.broadcast_to(eye + strict * taus[None, :], (batch, w, w))
+    inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
+    inverse = jnp.moveaxis(inverse, 0, 1).reshape(w, batch * width)[:, :w]
     return taus[:, None] * inverse
+
+
+def _stack_qr(
+    rt: Inexact[Array, "c n"],
+    bt: Inexact[Array, "c e"],
+    block: int,
+    *,
+    triangular: bool,
+) -> tuple[Inexact[Array, "c n"], tuple[_Panel, ...]]:
+    """[R₁; B] = Q̃ [R̃; 0]: R̃ᵀ and Q̃, of R₁ᵀ and Bᵀ, R₁ upper triangular.
+
+    `triangular`: whether B is, too. Rows of the transposes past the n-th are further
+    columns, to which Q̃ᴴ is applied.
+
+    The reflector of column j touches row j of the top and the rows of B: the first j,
+    if triangular. Columns are taken in panels: a panel is factorised by `geqrf`, the
+    columns to its right are updated by I − V Tᴴ Vᴴ, in matrix products. All is written
+    for transposed matrices, so that the panels are contiguous and LAPACK needs no
+    copies.
+    """
+    n = rt.shape[1]
+    panels, columns, rows = [], [rt[:, :0]], bt[:, :0] if triangular else bt
+    for start in range(0, n, block):
+        stop = min(start + block, n)
+        w = stop - start
+        if triangular:
+            rows = jnp.concatenate([rows, bt[start:, start:stop]], axis=1)
+        stack = jnp.concatenate([rt[start:stop, start:stop], rows[:w]], axis=1)
+        householder, taus = householder_qr(stack.T)
+        v2t = householder[w:].T
+        t = _compact_wy(v2t, taus)
+        panels.append(_Panel(v2t, t))
+
+        above = jnp.zeros((start, w), rt.dtype)
+        finished = jnp.tril(householder[:w].T)
+        # (With the rows of the panel, rather than copying all others for the product.)
+        y = rt[stop:, start:stop] + matmul(rows, jnp.conj(v2t.T))[w:]
+        y = matmul(y, jnp.conj(t))
+        upper = rt[stop:, start:stop] - y
+        columns.append(jnp.concatenate([above, finished, upper], axis=0))
+        rows = rows[w:] - matmul(y, v2t)
+    return jnp.concatenate(columns, axis=1), tuple(panels)
 
 
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
 @jax.jit
 def triangular_stack_qr(
-    top: Inexact[Array, "n n"],
-    bottom: Inexact[Array, "n n"],
-    vector: tuple[Inexact[Array, " n"], Inexact[Array, " n"]] | None = None,
+    top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
 ) -> TriangularStackQR:
     """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
-    2n³/3 flops, where a dense QR takes 10n³/3. The reflector of column j touches row j
-    of the top and the first j rows of the bottom. Columns are taken in panels: a panel
-    is factorised by `geqrf`, the columns to its right are updated by I − V Tᴴ Vᴴ, in
-    matrix products. The whole computation is written for transposed matrices, so that
-    the panels are contiguous and LAPACK needs no copies.
-
-    A right-hand side is one more column. Only the upper triangles are read. Larger rows
-    belong on top: the rounding errors in a row are relative to it only if no larger
-    ones come below.
+    2n³/3 flops, where a dense QR takes 10n³/3. Only the upper triangles are read.
+    Larger rows belong on top: the rounding errors in a row are relative to it only if
+    no larger ones come below.
 
     Source: the structure of LAPACK's `tpqrt` with l = n, in the compact WY form of
     Schreiber, Van Loan, *A Storage-Efficient WY Representation for Products of
@@ -104,57 +153,61 @@ def triangular_stack_qr(
     Householder QR Factorization for Weighted Least Squares Problems*, Numerical
     Analysis 1997 (1998).
     """
-    n = top.shape[0]
-    block = _block_size(n)
-    # Both transposed; of `bt`, only the columns of [R₁; R₂] not yet factorised.
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
-    if vector is not None:
-        rt, bt = (jnp.concatenate([x, c[None]]) for x, c in zip((rt, bt), vector))
-    panels, columns = [], [rt[:, :0]]
-    for start in range(0, n, block):
-        stop = min(start + block, n)
-        w = stop - start
-        stack = jnp.concatenate([rt[start:stop, start:stop], bt[:w, :stop]], axis=1)
-        householder, taus = householder_qr(stack.T)
-        vt = jnp.triu(householder.T, 1) + jnp.eye(*stack.shape, dtype=rt.dtype)
-        t = _compact_wy(vt, taus)
-        panels.append(_Panel(vt, t))
+    rt, panels = _stack_qr(rt, bt, _block_size(top.shape[0]), triangular=True)
+    return TriangularStackQR(rt, panels)
 
-        above = jnp.zeros((start, w), rt.dtype)
-        finished = jnp.tril(householder[:w].T)
-        upper, lower = rt[stop:, start:stop], bt[w:, :stop]
-        vt_upper, vt_lower = vt[:, :w], vt[:, w:]
-        y = matmul(upper, jnp.conj(vt_upper.T)) + matmul(lower, jnp.conj(vt_lower.T))
-        y = matmul(y, jnp.conj(t))
-        upper = upper - matmul(y, vt_upper)
-        columns.append(jnp.concatenate([above, finished, upper], axis=0))
-        bt = jnp.concatenate([lower - matmul(y, vt_lower), bt[w:, stop:]], axis=1)
-    rt = jnp.concatenate(columns, axis=1)
-    y = None if vector is None else rt[n]
-    return TriangularStackQR(rt[:n], y, tuple(panels))
+
+def tall_triangle(
+    matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    """Rᵀ and c = Qᴴ b of A = Q R, m ≥ n, without Q; reads as a triangle.
+
+    2m n² flops. On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put
+    under the triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache,
+    does most of the work in XLA's matrix products, and leaves LAPACK panels that are
+    too small for its threads.
+
+    Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
+    Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
+    doi:10.1137/080731992, the sequential QR of §4.2 (a flat tree).
+    """
+    m, n = matrix.shape
+    # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
+    columns = jnp.concatenate([matrix.T, vector[None]])
+    small = columns.size < _threaded_panel
+    if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
+        householder, _ = householder_qr(columns.T)
+        return householder[:n, :n].T, householder[:n, n]
+
+    block = min(n, _tall_block)
+    chunks = -(-m // (_threaded_panel // block - block))
+    size = -(-m // chunks)
+    columns = jnp.pad(columns, ((0, 0), (0, chunks * size - m)))
+
+    def add(i, rt):
+        rows = lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
+        return _stack_qr(rt, rows, block, triangular=False)[0]
+
+    rt = lax.fori_loop(0, chunks, add, jnp.zeros((n + 1, n), matrix.dtype))
+    return rt[:n], rt[n]
 
 
 def damped_triangular_solve(
-    r: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
+    rt: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
 ) -> Inexact[Array, " n"]:
-    """argmin ‖R z − c‖² + ‖√λ z‖²; reads the upper triangle of R alone."""
-    n = r.shape[0]
+    """argmin ‖R z − c‖² + ‖√λ z‖²; reads the lower triangle of Rᵀ alone."""
+    n = rt.shape[0]
     if n == 0:
         return c
-    r = jnp.triu(r)
+    rt = jnp.concatenate([jnp.tril(rt), c[None]])
     # As in `triangular_stack_qr`: the larger rows on top.
-    swapped = root > jnp.max(jnp.abs(r))
-    root_eye = root.astype(r.dtype) * jnp.eye(n, dtype=r.dtype)
-    zeros = jnp.zeros_like(c)
-    upper = jnp.where(swapped, root_eye, r), jnp.where(swapped, zeros, c)
-    lower = jnp.where(swapped, r, root_eye), jnp.where(swapped, c, zeros)
+    swapped = root > jnp.max(jnp.abs(rt[:n]))
+    root_eye = root.astype(rt.dtype) * jnp.eye(n + 1, n, dtype=rt.dtype)
+    top, bottom = jnp.where(swapped, root_eye, rt), jnp.where(swapped, rt, root_eye)
     if n <= 64:
         # One call of LAPACK, which is then the faster way, and compiles faster.
-        stack = jnp.concatenate(
-            [jnp.concatenate([x, v[:, None]], axis=1) for x, v in (upper, lower)]
-        )
-        factors, _ = householder_qr(stack)
-        return solve_upper(factors[:n, :n], factors[:n, n])
-    qr = triangular_stack_qr(upper[0], lower[0], (upper[1], lower[1]))
-    assert qr.y is not None
-    return solve_lower_transposed(qr.rt, qr.y)
+        householder, _ = householder_qr(jnp.concatenate([top, bottom], axis=1).T)
+        return solve_upper(householder[:n, :n], householder[:n, n])
+    rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
+    return solve_upper(rt[:n].T, rt[n])
