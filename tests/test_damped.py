@@ -37,8 +37,8 @@ from helpers import (
 
 import lineax_ext as lxe
 from lineax_ext._solver.triangular_stack import (
-    damped_triangular_solve,
-    tall_triangle,
+    condense,
+    solve_condensed,
     triangular_stack_qr,
 )
 
@@ -670,7 +670,7 @@ def test_triangular_stack_flops():
 
 
 #
-# The triangle of a tall matrix
+# A tall problem as a square one
 #
 
 
@@ -688,41 +688,35 @@ tall_shapes = (
 
 @pytest.mark.parametrize("m, n", tall_shapes)
 @over_dtypes
-def test_tall_triangle(m, n, dtype):
+def test_condense(m, n, dtype):
     a, b = normal((m, n), dtype), normal((m,), dtype, seed=1)
     a = (a * np.logspace(-6, 6, n)).astype(dtype)
-    rt, c = map(np.asarray, jax.jit(tall_triangle)(a, b))
-    assert rt.dtype == c.dtype == a.dtype
+    st, c = map(np.asarray, jax.jit(condense)(a, b))
+    assert st.dtype == c.dtype == a.dtype
+    assert np.all(np.triu(st, 1) == 0) or (m == n and n <= 64)
+    # ‖A x − b‖² and ‖S x − c‖² have the same coefficients, in units of the columns.
     wide = np.complex128 if np.iscomplexobj(a) else np.float64
-    a, b = a.astype(wide), b.astype(wide)
-    r, c = np.triu(rt.T).astype(wide), c.astype(wide)
-    norms = np.linalg.norm(a, axis=0)
-    rtol = 100 * np.finfo(dtype).eps
-    assert_close(
-        r.conj().T @ r / np.outer(norms, norms),
-        a.conj().T @ a / np.outer(norms, norms),
-        rtol,
-    )
-    scale = norms * np.linalg.norm(b)
-    assert_close(r.conj().T @ c / scale, a.conj().T @ b / scale, rtol)
+    norms = np.linalg.norm(a.astype(wide), axis=0)
+    columns = np.c_[a / norms, b / np.linalg.norm(b)].astype(wide)
+    condensed = np.c_[st.T / norms, c / np.linalg.norm(b)].astype(wide)
+    gram = lambda x: (x.conj().T @ x)[:n]
+    assert_close(gram(condensed), gram(columns), 100 * np.finfo(dtype).eps)
 
 
-def test_tall_triangle_of_dependent_columns():
+def test_condense_of_dependent_columns():
     a, b = normal((3000, 20)), normal((3000,), seed=1)
     a[:, 7], a[:, 11] = 0, a[:, 3]
-    rt, _ = jax.jit(tall_triangle)(a, b)
-    r = np.triu(np.asarray(rt).T)
-    assert_close(r.T @ r, a.T @ a, 1e-13)
-    rt, _ = jax.jit(tall_triangle)(
-        np.where(np.arange(3000) == 2999, np.nan, 1)[:, None] * a, b
-    )
-    assert np.all(np.isnan(np.diagonal(rt)))
+    st, _ = jax.jit(condense)(a, b)
+    assert_close(st @ st.T, a.T @ a, 1e-13)
+    a[2999] = np.nan
+    st, _ = jax.jit(condense)(a, b)
+    assert np.all(np.isnan(np.diagonal(st)))
 
 
 def test_lapack_keeps_to_one_thread():
     # From these sizes on, OpenBLAS calls its threads.
     m, n = 2000, 200
-    step = lambda a, b, root: damped_triangular_solve(*tall_triangle(a, b), root)
+    step = lambda a, b, root: solve_condensed(*condense(a, b), root)
     shapes = [jax.ShapeDtypeStruct(x, np.float64) for x in ((m, n), (m,), ())]
     panels, solves = [], []
     for eqn in equations(jax.make_jaxpr(step)(*shapes).jaxpr):

@@ -32,8 +32,8 @@ from .householder import (
 )
 from .orientation import frozen_matrix, orient, Orientation
 from .triangular_stack import (
-    damped_triangular_solve,
-    tall_triangle,
+    condense,
+    solve_condensed,
     triangular_stack_qr,
     TriangularStackQR,
 )
@@ -71,14 +71,14 @@ class _DampedQRState(eqx.Module):
 
 
 class _TallPath(eqx.Module):
-    rt: Inexact[Array, "n n"]
+    st: Inexact[Array, "n n"]
     c: Inexact[Array, " n"]
     in_structure: FrozenStructure = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
-        real = jnp.finfo(self.rt.dtype).dtype
+        real = jnp.finfo(self.st.dtype).dtype
         root = jnp.sqrt(jnp.asarray(damping).astype(real))
-        x = damped_triangular_solve(self.rt, self.c, root)
+        x = solve_condensed(self.st, self.c, root)
         return unravel(x, thaw(self.in_structure))
 
 
@@ -184,8 +184,8 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         m, n = matrix.shape
         if m < n:
             return super().path(operator, vector)
-        rt, c = tall_triangle(matrix, ravel(vector).astype(matrix.dtype))
-        return _TallPath(rt, c, freeze(operator.in_structure()))
+        st, c = condense(matrix, ravel(vector).astype(matrix.dtype))
+        return _TallPath(st, c, freeze(operator.in_structure()))
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         return DampedSVD().spectrum(operator, vector)

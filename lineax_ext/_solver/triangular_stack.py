@@ -70,6 +70,8 @@ def _block_size(n: int) -> int:
 # they spin on cores that XLA could use: whatever comes next takes up to twice as long.
 _threaded_panel = 8192
 _tall_block = 16
+# Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
+_dense = 64
 _threaded_right_hand_sides = 8
 
 
@@ -158,27 +160,32 @@ def triangular_stack_qr(
     return TriangularStackQR(rt, panels)
 
 
-def tall_triangle(
+def condense(
     matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
 ) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
-    """Rᵀ and c = Qᴴ b of A = Q R, m ≥ n, without Q; reads as a triangle.
+    """Sᵀ and c with ‖A x − b‖² = ‖S x − c‖² + constant, for m ≥ n.
 
-    2m n² flops. On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put
-    under the triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache,
-    does most of the work in XLA's matrix products, and leaves LAPACK panels that are
-    too small for its threads.
+    S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q; if A is square and
+    small, where a triangle would save nothing, A and b as they are.
+
+    On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put under the
+    triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
+    of the work in XLA's matrix products, and leaves LAPACK panels that are too small
+    for its threads.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
     doi:10.1137/080731992, the sequential QR of §4.2 (a flat tree).
     """
     m, n = matrix.shape
+    if m == n and n <= _dense:
+        return matrix.T, vector
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
     small = columns.size < _threaded_panel
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
-        return householder[:n, :n].T, householder[:n, n]
+        return jnp.tril(householder[:n, :n].T), householder[:n, n]
 
     block = min(n, _tall_block)
     chunks = -(-m // (_threaded_panel // block - block))
@@ -193,20 +200,19 @@ def tall_triangle(
     return rt[:n], rt[n]
 
 
-def damped_triangular_solve(
-    rt: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
+def solve_condensed(
+    st: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
 ) -> Inexact[Array, " n"]:
-    """argmin ‖R z − c‖² + ‖√λ z‖²; reads the lower triangle of Rᵀ alone."""
-    n = rt.shape[0]
+    """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns."""
+    n = st.shape[0]
     if n == 0:
         return c
-    rt = jnp.concatenate([jnp.tril(rt), c[None]])
     # As in `triangular_stack_qr`: the larger rows on top.
-    swapped = root > jnp.max(jnp.abs(rt[:n]))
-    root_eye = root.astype(rt.dtype) * jnp.eye(n + 1, n, dtype=rt.dtype)
-    top, bottom = jnp.where(swapped, root_eye, rt), jnp.where(swapped, rt, root_eye)
-    if n <= 64:
-        # One call of LAPACK, which is then the faster way, and compiles faster.
+    swapped = root > jnp.max(jnp.abs(st))
+    st = jnp.concatenate([st, c[None]])
+    root_eye = root.astype(st.dtype) * jnp.eye(n + 1, n, dtype=st.dtype)
+    top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
+    if n <= _dense:
         householder, _ = householder_qr(jnp.concatenate([top, bottom], axis=1).T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
