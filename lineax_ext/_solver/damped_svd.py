@@ -29,6 +29,7 @@ from .householder import (
     result_of,
 )
 from .orientation import frozen_matrix, orient, Orientation
+from .triangular_stack import condense
 
 
 class _DampedSVDState(eqx.Module):
@@ -44,14 +45,18 @@ class _DampedSVDState(eqx.Module):
     stacked: bool = eqx.field(static=True)
 
 
-def _svd(householder: Array, damping: Damping | None, wide: bool):
-    """The SVD of R D⁻¹ when tall; of R when wide."""
-    core = jnp.triu(householder[: householder.shape[1]])
+def _svd(core: Inexact[Array, "k k"]):
     if core.size == 0:
         return core, jnp.abs(core[:, :0].reshape(0)), core
+    return jnp.linalg.svd(core, full_matrices=False)
+
+
+def _svd_of_r(householder: Array, damping: Damping | None, wide: bool):
+    """The SVD of R D⁻¹ when tall; of R when wide."""
+    core = jnp.triu(householder[: householder.shape[1]])
     if not wide and damping is not None and damping.scale is not None:
         core = core / damping.scale.astype(core.dtype)[None, :]
-    return jnp.linalg.svd(core, full_matrices=False)
+    return _svd(core)
 
 
 class _Path(eqx.Module):
@@ -119,7 +124,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
         householder, taus = factorise(matrix, damping)
-        u, sigma, vh = _svd(householder, damping, wide)
+        u, sigma, vh = _svd_of_r(householder, damping, wide)
         return _DampedSVDState(
             householder=householder,
             taus=taus,
@@ -146,32 +151,35 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             return state
         if state.wide:
             householder, taus = refactorise(householder, taus, old, new)
-        u, sigma, vh = _svd(householder, new, state.wide)
+        u, sigma, vh = _svd_of_r(householder, new, state.wide)
         return dataclasses.replace(
             state, householder=householder, taus=taus, u=u, sigma=sigma, vh=vh
         )
 
-    def _kept(self, state: _DampedSVDState) -> Bool[Array, " k"]:
+    def _kept(self, sigma: Float[Array, " k"], m: int, n: int) -> Bool[Array, " k"]:
         rcond = self.rcond
         if rcond is None:
-            m, n = state.householder.shape
-            rcond = 2 * default_rcond(m, n, state.sigma.dtype)
-        cut = jnp.asarray(rcond, state.sigma.dtype) * jnp.max(state.sigma, initial=0)
-        return state.sigma > cut
+            rcond = 2 * default_rcond(m, n, sigma.dtype)
+        return sigma > jnp.asarray(rcond, sigma.dtype) * jnp.max(sigma, initial=0)
 
     def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         structure = freeze(operator.in_structure())
         return _Path(self.spectrum(operator, vector), structure)
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        state = self.init(operator, {})
-        q, taus, u, vh = state.householder, state.taus, state.u, state.vh
-        sigma = jnp.where(self._kept(state), state.sigma, 0)
-        flat = ravel(vector).astype(q.dtype)
-        if state.wide:
-            return Spectrum(sigma, matmul(vh, flat), q_multiply_columns(q, taus, u))
-        coefficients = matmul(jnp.conj(u.T), q_adjoint_multiply(q, taus, flat))
-        return Spectrum(sigma, coefficients, jnp.conj(vh.T))
+        matrix = frozen_matrix(operator, "DampedSVD")
+        m, n = matrix.shape
+        flat = ravel(vector).astype(matrix.dtype)
+        if m < n:
+            q, taus = factorise(matrix, None)
+            u, sigma, vh = _svd(jnp.triu(q[:m]))
+            coefficients, basis = matmul(vh, flat), q_multiply_columns(q, taus, u)
+        else:
+            st, c = condense(matrix, flat)
+            u, sigma, vh = _svd(st.T)
+            coefficients, basis = matmul(jnp.conj(u.T), c), jnp.conj(vh.T)
+        sigma = jnp.where(self._kept(sigma, m, n), sigma, 0)
+        return Spectrum(sigma, coefficients, basis)
 
     def compute(
         self,
@@ -185,7 +193,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         scale = None if damping is None else damping.scale
         unscale = lambda x: x if scale is None else x / scale.astype(dtype)
 
-        kept = self._kept(state)
+        kept = self._kept(state.sigma, *state.householder.shape)
         sigma = jnp.where(kept, state.sigma, 0)
         root = jnp.zeros((), sigma.dtype) if damping is None else damping.root
         # (Σ² + λ)⁻¹ Σ and (Σ² + λ)⁻¹ √λ, by way of the hypotenuse: nothing overflows.

@@ -1,5 +1,7 @@
 """QR of a triangle on top of another, or of rows."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.lax as lax
@@ -65,31 +67,35 @@ def _block_size(n: int) -> int:
     return 16 * -(-n // 320)
 
 
-# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads from so many entries of a
-# panel, and from so many right-hand sides of a triangular solve. For 25 ms afterwards
-# they spin on cores that XLA could use: whatever comes next takes up to twice as long.
-_threaded_panel = 8192
+# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels, and for
+# triangular solves with more right-hand sides. For 25 ms afterwards they spin on cores
+# that XLA could use: whatever comes next takes up to twice as long. (Panels of
+# `_block_size` keep to it up to n = 317, and n = 146 if complex.)
+def _largest_panel(dtype: Any) -> int:
+    return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
+
+
+_most_right_hand_sides = 7
+# Of 8 to 32 the fastest for `condense`.
 _tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
-_threaded_right_hand_sides = 8
 
 
-def _compact_wy(v2t: Array, taus: Array) -> Array:
-    """T of I − V T Vᴴ = H₁ H₂ ⋯, V = [I; V₂], Hⱼ = I − τⱼ vⱼ vⱼᴴ.
+def _compact_wy(gram: Array, taus: Array) -> Array:
+    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ, from Vᴴ V.
 
     T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
     T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
     """
     w = taus.size
-    eye = jnp.eye(w, dtype=v2t.dtype)
-    strict = jnp.triu(matmul(jnp.conj(v2t), v2t.T), 1)
+    eye = jnp.eye(w, dtype=gram.dtype)
     # In a batch of few right-hand sides each.
-    width = min(w, _threaded_right_hand_sides - 1)
+    width = min(w, _most_right_hand_sides)
     batch = -(-w // width)
     columns = jnp.pad(eye, ((0, 0), (0, batch * width - w)))
     columns = jnp.moveaxis(columns.reshape(w, batch, width), 1, 0)
-    matrix = jnp.broadcast_to(eye + strict * taus[None, :], (batch, w, w))
+    matrix = jnp.broadcast_to(eye + jnp.triu(gram, 1) * taus[None, :], (batch, w, w))
     inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
     inverse = jnp.moveaxis(inverse, 0, 1).reshape(w, batch * width)[:, :w]
     return taus[:, None] * inverse
@@ -123,7 +129,7 @@ def _stack_qr(
         stack = jnp.concatenate([rt[start:stop, start:stop], rows[:w]], axis=1)
         householder, taus = householder_qr(stack.T)
         v2t = householder[w:].T
-        t = _compact_wy(v2t, taus)
+        t = _compact_wy(matmul(jnp.conj(v2t), v2t.T), taus)
         panels.append(_Panel(v2t, t))
 
         above = jnp.zeros((start, w), rt.dtype)
@@ -135,6 +141,23 @@ def _stack_qr(
         columns.append(jnp.concatenate([above, finished, upper], axis=0))
         rows = rows[w:] - matmul(y, v2t)
     return jnp.concatenate(columns, axis=1), tuple(panels)
+
+
+def _square_qr(at: Inexact[Array, "c n"], block: int) -> Inexact[Array, "c n"]:
+    """As `_stack_qr`: R̃ᵀ of A = Q̃ R̃, square."""
+    rows, columns, eye = at, [], jnp.eye(*at.shape[::-1], dtype=at.dtype)
+    for start in range(0, at.shape[1], block):
+        householder, taus = householder_qr(rows[: min(block, rows.shape[1])].T)
+        w = taus.size
+        vt = jnp.triu(householder.T, 1) + eye[:w, : rows.shape[1]]
+        t = _compact_wy(matmul(jnp.conj(vt), vt.T), taus)
+        y = matmul(matmul(rows, jnp.conj(vt.T))[w:], jnp.conj(t))
+        rows = rows[w:] - matmul(y, vt)
+        above = jnp.zeros((start, w), at.dtype)
+        finished = jnp.tril(householder[:w].T)
+        columns.append(jnp.concatenate([above, finished, rows[:, :w]], axis=0))
+        rows = rows[:, w:]
+    return jnp.concatenate(columns, axis=1)
 
 
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
@@ -175,28 +198,32 @@ def condense(
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
-    doi:10.1137/080731992, the sequential QR of §4.2 (a flat tree).
+    doi:10.1137/080731992, the sequential QR (a flat tree).
     """
     m, n = matrix.shape
     if m == n and n <= _dense:
         return matrix.T, vector
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
-    small = columns.size < _threaded_panel
+    limit = _largest_panel(matrix.dtype)
+    small = columns.size <= limit
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
 
+    # Not under a triangle of zeros: where the first rows are large, as weights can make
+    # them, the small ones on top would cost their digits.
+    first = _square_qr(columns[:, :n], limit // n)
     block = min(n, _tall_block)
-    chunks = -(-m // (_threaded_panel // block - block))
-    size = -(-m // chunks)
-    columns = jnp.pad(columns, ((0, 0), (0, chunks * size - m)))
+    chunks = -(-(m - n) // (limit // block - block))
+    size = -(-(m - n) // chunks)
+    columns = jnp.pad(columns[:, n:], ((0, 0), (0, chunks * size - (m - n))))
 
     def add(i, rt):
         rows = lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
         return _stack_qr(rt, rows, block, triangular=False)[0]
 
-    rt = lax.fori_loop(0, chunks, add, jnp.zeros((n + 1, n), matrix.dtype))
+    rt = lax.fori_loop(0, chunks, add, first)
     return rt[:n], rt[n]
 
 
