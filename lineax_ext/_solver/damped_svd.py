@@ -172,7 +172,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         flat = ravel(vector).astype(matrix.dtype)
         if m < n:
             q, taus = factorise(matrix, None)
-            u, sigma, vh = _svd(jnp.triu(q[:m]))
+            u, sigma, vh = _svd_of_r(q, None, wide=True)
             coefficients, basis = matmul(vh, flat), q_multiply_columns(q, taus, u)
         else:
             st, c = condense(matrix, flat)

@@ -8,11 +8,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .householder import (
-    householder_qr,
-    matmul,
-    solve_upper,
-)
+from .householder import householder_qr, matmul, solve_upper
 
 
 class _Panel(eqx.Module):
@@ -82,20 +78,21 @@ _tall_block = 16
 _dense = 64
 
 
-def _compact_wy(gram: Array, taus: Array) -> Array:
-    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ, from Vᴴ V.
+def _compact_wy(vt: Array, taus: Array) -> Array:
+    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ; of V = [I; V₂], V₂ is enough.
 
     T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
     T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
     """
     w = taus.size
-    eye = jnp.eye(w, dtype=gram.dtype)
+    eye = jnp.eye(w, dtype=vt.dtype)
+    strict = jnp.triu(matmul(jnp.conj(vt), vt.T), 1)
     # In a batch of few right-hand sides each.
     width = min(w, _most_right_hand_sides)
     batch = -(-w // width)
     columns = jnp.pad(eye, ((0, 0), (0, batch * width - w)))
     columns = jnp.moveaxis(columns.reshape(w, batch, width), 1, 0)
-    matrix = jnp.broadcast_to(eye + jnp.triu(gram, 1) * taus[None, :], (batch, w, w))
+    matrix = jnp.broadcast_to(eye + strict * taus[None, :], (batch, w, w))
     inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
     inverse = jnp.moveaxis(inverse, 0, 1).reshape(w, batch * width)[:, :w]
     return taus[:, None] * inverse
@@ -129,7 +126,7 @@ def _stack_qr(
         stack = jnp.concatenate([rt[start:stop, start:stop], rows[:w]], axis=1)
         householder, taus = householder_qr(stack.T)
         v2t = householder[w:].T
-        t = _compact_wy(matmul(jnp.conj(v2t), v2t.T), taus)
+        t = _compact_wy(v2t, taus)
         panels.append(_Panel(v2t, t))
 
         above = jnp.zeros((start, w), rt.dtype)
@@ -150,7 +147,7 @@ def _square_qr(at: Inexact[Array, "c n"], block: int) -> Inexact[Array, "c n"]:
         householder, taus = householder_qr(rows[: min(block, rows.shape[1])].T)
         w = taus.size
         vt = jnp.triu(householder.T, 1) + eye[:w, : rows.shape[1]]
-        t = _compact_wy(matmul(jnp.conj(vt), vt.T), taus)
+        t = _compact_wy(vt, taus)
         y = matmul(matmul(rows, jnp.conj(vt.T))[w:], jnp.conj(t))
         rows = rows[w:] - matmul(y, vt)
         above = jnp.zeros((start, w), at.dtype)
