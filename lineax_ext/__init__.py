@@ -35,7 +35,11 @@ from ._solver import (
     QRMultiply as QRMultiply,
     TaggedLinearSolver as TaggedLinearSolver,
 )
-from ._structure import check_tags as check_tags, infer_tags as infer_tags
+from ._structure import (
+    check_tags as check_tags,
+    infer_tags as infer_tags,
+    Pattern as Pattern,
+)
 
 
 __version__ = importlib.metadata.version("lineax_ext")

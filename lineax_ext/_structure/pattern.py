@@ -2,9 +2,11 @@
 
 import functools as ft
 import hashlib
+from typing import Any
 
 import lineax as lx
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def bandwidth(operator: lx.AbstractLinearOperator) -> tuple[int, int] | None:
@@ -35,12 +37,67 @@ def has_structure(operator: lx.AbstractLinearOperator) -> bool:
 class Pattern:
     """Where a matrix may have entries: everywhere else it is zero, whatever the values.
 
-    Sorted by rows, then by columns, each entry once. Compares and hashes by value: that
-    a state was made from a pattern must not tell apart two traces of the same function.
+    Sorted by rows, then by columns, each entry once; `rows` and `cols` are NumPy arrays.
+    Compares and hashes by value: that a state was made from a pattern must not tell
+    apart two traces of the same function.
+
+    !!! Example
+
+        ```python
+        pattern = lxe.Pattern([0, 1, 1], [0, 0, 1], (2, 2))
+        solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
+        ```
+
+    **Arguments:**
+
+    - `rows`, `cols`: indices of the entries, of equal length, in any order. An entry
+        that is named twice counts once.
+    - `shape`: `(m, n)`.
+
+    **Raises:**
+
+    `ValueError` for arrays that are no indices, differ in length, or leave the matrix.
     """
 
-    def __init__(self, rows: np.ndarray, cols: np.ndarray, shape: tuple[int, int]):
-        self.rows, self.cols, self.shape = rows, cols, shape
+    rows: np.ndarray
+    cols: np.ndarray
+    shape: tuple[int, int]
+
+    def __init__(self, rows: ArrayLike, cols: ArrayLike, shape: tuple[int, int]):
+        m, n = shape = tuple(int(size) for size in shape)
+        rows, cols = (_indices(x) for x in (rows, cols))
+        if min(m, n) < 0 or rows.shape != cols.shape or rows.ndim != 1:
+            raise ValueError(
+                "`Pattern` needs as many `rows` as `cols`, and a `shape` (m, n); found "
+                f"indices of shape {rows.shape} and {cols.shape}, and {shape}."
+            )
+        for name, index, size in (("rows", rows, m), ("cols", cols, n)):
+            if index.size > 0 and not (0 <= index.min() and index.max() < size):
+                raise ValueError(
+                    f"`Pattern` of shape {shape} was given `{name}` from "
+                    f"{index.min()} to {index.max()}."
+                )
+        flat = rows.astype(np.int64) * n + cols
+        if np.any(flat[1:] <= flat[:-1]):
+            flat = np.unique(flat)
+            rows, cols = flat // max(n, 1), flat % max(n, 1)
+        self.rows, self.cols = rows.astype(np.int32), cols.astype(np.int32)
+        self.rows.flags.writeable = self.cols.flags.writeable = False
+        self.shape = shape
+
+    @staticmethod
+    def from_scipy(matrix: Any) -> "Pattern":
+        """That of a SciPy sparse matrix or array: what it stores, zeros included."""
+        matrix = matrix.tocoo()
+        return Pattern(matrix.row, matrix.col, matrix.shape)
+
+    def to_scipy(self) -> Any:
+        """A `scipy.sparse.csr_array` of ones, of dtype int8."""
+        import scipy.sparse as sp
+
+        pointers = np.searchsorted(self.rows, np.arange(self.shape[0] + 1))
+        ones = np.ones(len(self), np.int8)
+        return sp.csr_array((ones, self.cols, pointers.astype(np.int32)), self.shape)
 
     @ft.cached_property
     def _digest(self) -> bytes:
@@ -57,14 +114,25 @@ class Pattern:
     def __len__(self):
         return len(self.rows)
 
+    def __repr__(self):
+        return f"Pattern(shape={self.shape}, entries={len(self)})"
+
     @property
     def T(self) -> "Pattern":
-        order = np.lexsort((self.rows, self.cols))
         m, n = self.shape
-        return Pattern(self.cols[order], self.rows[order], (n, m))
+        return Pattern(self.cols, self.rows, (n, m))
 
     @ft.cached_property
     def bandwidth(self) -> tuple[int, int]:
         """`(lower, upper)`: entries have -lower <= column - row <= upper."""
         offsets = self.cols - self.rows
         return int(-offsets.min(initial=0)), int(offsets.max(initial=0))
+
+
+def _indices(x: ArrayLike) -> np.ndarray:
+    x = np.asarray(x)
+    if x.size == 0 and x.ndim == 1:
+        return x.astype(np.int32)
+    if not np.issubdtype(x.dtype, np.integer):
+        raise ValueError(f"`Pattern` needs integer indices; found {x.dtype}.")
+    return x
