@@ -11,12 +11,12 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
+from ._factor import with_determinant
+from ._factor.with_determinant import Factored
 from ._flat import is_complex, ravel, result_dtype, unravel
 from ._materialise import as_matrix
 from ._operator.block_tridiagonal import BlockTridiagonalLinearOperator
-from ._solver import factored
 from ._solver.block_tridiagonal import BlockTridiagonal
-from ._solver.factored import Factored
 from ._structure.extract import untagged
 from ._structure.pattern import has_structure
 
@@ -274,23 +274,32 @@ def _by_structure(operator, definite) -> Factored:
     n = operator.in_size()
     if lx.is_diagonal(operator):
         diagonal = lx.diagonal(operator)
-        factors = factored.from_diagonal(diagonal, lambda vector: vector / diagonal)
+        factors = with_determinant.from_diagonal(
+            diagonal, lambda vector: vector / diagonal
+        )
         valid = jnp.all(definite * diagonal.real >= 0)
         return factors.claimed(valid) if definite else factors
     if lx.is_tridiagonal(operator):
-        diagonals = lx.tridiagonal(operator)
+        diagonal, lower, upper = lx.tridiagonal(operator)
+        diagonals = diagonal, lower, upper
         if definite == -1:
-            diagonals = [-x for x in diagonals]
-        factors, valid = factored.tridiagonal(*diagonals)
+            diagonals = -diagonal, -lower, -upper
+        matrix = lx.TridiagonalLinearOperator(*diagonals)
+        solve = lambda vector: _linear_solve(matrix, vector, lx.Tridiagonal())
+        factors, valid = with_determinant.tridiagonal(diagonals, solve)
         factors = factors.claimed(valid) if definite else factors
         return _negated(factors, n) if definite == -1 else factors
     if lx.is_lower_triangular(operator) or lx.is_upper_triangular(operator):
         diagonal, solve = lx.diagonal(operator), _triangular_solve(operator)
-        return factored.from_diagonal(diagonal, solve)
+        return with_determinant.from_diagonal(diagonal, solve)
     matrix = as_matrix(operator)
     if definite == -1:
-        return _negated(factored.cholesky(-matrix), n)
-    return factored.cholesky(matrix) if definite == 1 else factored.lu(matrix)
+        return _negated(with_determinant.cholesky(-matrix), n)
+    return (
+        with_determinant.cholesky(matrix)
+        if definite == 1
+        else with_determinant.lu(matrix)
+    )
 
 
 def _triangular_solve(operator):
@@ -334,7 +343,8 @@ def _(operator: BlockTridiagonalLinearOperator, definite):
     del definite
     blocks = operator.diagonal, operator.lower_diagonal, operator.upper_diagonal
     solve = lambda vector: _linear_solve(operator, vector, BlockTridiagonal())
-    return Factored(*factored.block_tridiagonal_slogdet(*blocks), solve)
+    slogdet_ = with_determinant.block_tridiagonal_slogdet(*blocks)
+    return Factored(*slogdet_, solve)
 
 
 @_by_structure.register

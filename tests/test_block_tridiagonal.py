@@ -18,7 +18,7 @@ from helpers import (
 from operators import banded
 
 import lineax_ext as lxe
-from lineax_ext._structure.blocks import block_size, pack_band
+from lineax_ext._factor.band import block_size, pack_band
 
 
 SOLVER = lxe.BlockTridiagonal()

@@ -36,7 +36,7 @@ from helpers import (
 )
 
 import lineax_ext as lxe
-from lineax_ext._solver.triangular_stack import (
+from lineax_ext._factor.triangular_stack import (
     condense,
     solve_condensed,
     triangular_stack_qr,

@@ -10,29 +10,25 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._arrangement import AbstractArrangement, arrange, Dense, Entries
 from .._flat import ravel, thaw, unravel
-from .._materialise import as_matrix
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
-from .._structure.arrange import arrange
+from .._result import result_of
 from .._structure.detect import detect
 from .._structure.extract import untagged
 from .._structure.pattern import has_structure, Pattern
-from .._structure.rearranged import coloured_matrix
 from .block_tridiagonal import BlockTridiagonal
-from .checked_lu import _CheckedLU
 from .orientation import frozen, orient, Orientation
 from .qr_multiply import QRMultiply
-from .rearranged import factorise, solve, solver_of
 
 
 class _AutoStructuredState(eqx.Module):
-    """The state of `solver`: for the operator itself, if there is no orientation; for
-    its matrix, if there is no pattern; else for the matrix as `arrange` has it."""
+    """The state of `solver`: for the operator itself, if there is no orientation; else
+    for its matrix. An arrangement stands in for a solver where a pattern was of use."""
 
     state: PyTree[Any]
-    solver: lx.AbstractLinearSolver = eqx.field(static=True)
+    solver: lx.AbstractLinearSolver | AbstractArrangement = eqx.field(static=True)
     orientation: Orientation | None = None
-    pattern: Pattern | None = eqx.field(static=True, default=None)
     conjugated: bool = eqx.field(static=True, default=False)
 
 
@@ -105,6 +101,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     **Arguments:**
 
+    - `pattern`: where the operator may have entries, for those who know: nothing is
+        looked for then. An entry outside of it is taken for zero, on trust;
+        [`lineax_ext.check_pattern`][] finds out.
     - `well_posed`: as for `lineax.AutoLinearSolver`. With `True` a non-square operator
         is an error. With `False` the pseudoinverse solution is returned, of any
         operator: from its diagonal if it is diagonal, or else from a dense
@@ -133,12 +132,18 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     """
 
     well_posed: bool | None = eqx.field(static=True, default=None)
+    pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.well_posed not in (None, True, False):
             raise ValueError(
                 f"`AutoStructuredLinearSolver(well_posed={self.well_posed!r})` must be "
                 "`None`, `True` or `False`."
+            )
+        if not isinstance(self.pattern, Pattern | None):
+            raise ValueError(
+                "`AutoStructuredLinearSolver(pattern=…)` must be a "
+                f"`lineax_ext.Pattern`; found a `{type(self.pattern).__name__}`."
             )
 
     def init(
@@ -151,6 +156,11 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 f"of shape {(m, n)}, which is not square. For a least-squares problem, "
                 "pass `well_posed=None` or `well_posed=False`."
             )
+        if self.pattern is not None and self.pattern.shape != (m, n):
+            raise ValueError(
+                "`AutoStructuredLinearSolver(pattern=…)` was given a pattern of shape "
+                f"{self.pattern.shape}, and an operator of shape {(m, n)}."
+            )
         inner, solver = untagged(operator), None
         if has_structure(operator):
             # As without the tags: lineax's `None` takes a pseudoinverse for diagonals.
@@ -161,40 +171,33 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if solver is not None and m > 0:
             return _AutoStructuredState(solver.init(operator, options), solver)
         operator = frozen(operator, "AutoStructuredLinearSolver")
-        if isinstance(inner, _explicit) or 0 in (m, n):
-            return self._dense(operator, None)
-        return self._detected(operator)
+        pattern = self.pattern
+        if pattern is None and not isinstance(inner, _explicit) and m * n > 0:
+            pattern = detect(operator)
+        return self._init(operator, Entries(operator, pattern))
 
-    def _detected(self, operator: lx.AbstractLinearOperator) -> _AutoStructuredState:
-        pattern = detect(operator)
-        arrangement = None if pattern is None else arrange(pattern)
-        if pattern is None or arrangement is None or arrangement.kind == "dense":
-            return self._dense(operator, pattern)
-        solver = solver_of(arrangement)
-        if self.well_posed is False:
-            if not isinstance(solver, lx.Diagonal):
-                return self._dense(operator, pattern)
-            solver = lx.Diagonal()
-        state = factorise(solver, operator, pattern)
-        return _AutoStructuredState(state, solver, orient(operator), pattern)
-
-    def _dense(
-        self, operator: lx.AbstractLinearOperator, pattern: Pattern | None
+    def _init(
+        self, operator: lx.AbstractLinearOperator, entries: Entries
     ) -> _AutoStructuredState:
-        if pattern is None:
-            matrix = as_matrix(operator)
+        m, n = operator.out_size(), operator.in_size()
+        tags, pattern = _semidefinite_tags(operator), entries.pattern
+        if self.well_posed is not False and m == n > 0:
+            arrangement = Dense(n) if pattern is None else arrange(pattern)
+            if len(tags) == 0 or not isinstance(arrangement, Dense):
+                factors = lax.stop_gradient(arrangement.factor(entries))
+                return _AutoStructuredState(factors, arrangement, orient(operator))
+            solver = lx.Cholesky()
+        elif self.well_posed is False:
+            is_diagonal = m == n and pattern is not None and pattern.bandwidth == (0, 0)
+            solver = lx.Diagonal() if is_diagonal else QRMultiply(pivoting=True)
         else:
-            matrix = coloured_matrix(operator, pattern)
-        m, n = matrix.shape
-        tags = _semidefinite_tags(operator)
-        if self.well_posed is False:
-            solver = QRMultiply(pivoting=True)
-        elif m != n or n == 0:
             solver = QRMultiply()
-        else:
-            solver = _CheckedLU() if len(tags) == 0 else lx.Cholesky()
         # Once more for what the operator closes over.
-        matrix = lx.MatrixLinearOperator(lax.stop_gradient(matrix), tags)
+        if isinstance(solver, lx.Diagonal):
+            diagonal = lax.stop_gradient(entries.band(0, 0)[0])
+            matrix = lx.DiagonalLinearOperator(diagonal)
+        else:
+            matrix = lx.MatrixLinearOperator(lax.stop_gradient(entries.matrix()), tags)
         return _AutoStructuredState(solver.init(matrix, {}), solver, orient(operator))
 
     def compute(
@@ -205,22 +208,24 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = lambda tree: jtu.tree_map(jnp.conj, tree) if state.conjugated else tree
-        vector, orientation = conj(vector), state.orientation
+        vector, orientation, solver = conj(vector), state.orientation, state.solver
         if orientation is None:
-            out, result, _ = state.solver.compute(state.state, vector, options)
+            assert isinstance(solver, lx.AbstractLinearSolver)
+            out, result, _ = solver.compute(state.state, vector, options)
             return conj(out), result, {}
         b, transposed = ravel(vector), orientation.transposed
-        if state.pattern is None:
-            x, result, _ = state.solver.compute(state.state, b, {})
+        if isinstance(solver, AbstractArrangement):
+            x, singular = solver.solve(state.state, b, transposed)
+            result = result_of(singular)
         else:
-            arrangement = arrange(state.pattern)
-            x, result = solve(state.solver, state.state, arrangement, transposed, b)
+            x, result, _ = solver.compute(state.state, b, {})
         structures = orientation.in_structure, orientation.out_structure
         return conj(unravel(x, thaw(structures[transposed]))), result, {}
 
     def transpose(self, state: _AutoStructuredState, options: dict[str, Any]):
-        inner, options = state.solver.transpose(state.state, options)
-        orientation = state.orientation
+        inner, orientation, solver = state.state, state.orientation, state.solver
+        if isinstance(solver, lx.AbstractLinearSolver):
+            inner, options = solver.transpose(inner, options)
         orientation = None if orientation is None else orientation.transpose()
         return dataclasses.replace(state, state=inner, orientation=orientation), options
 

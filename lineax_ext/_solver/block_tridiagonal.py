@@ -8,11 +8,11 @@ import jax.lax as lax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._factor.band import Blocks
+from .._factor.block_lu import block_lu, BlockLU
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
-from .._structure.blocks import Blocks
+from .._result import result_of
 from .._structure.extract import untagged
-from .block_lu import block_lu, BlockLU
-from .householder import result_of
 from .orientation import orient, Orientation
 
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
+from .._factor.householder import householder_qr, q_multiply_columns
+from .._factor.product import matmul
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .householder import householder_qr, matmul, q_multiply_columns
 from .orientation import Orientation
 
 

@@ -8,8 +8,22 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 
+from .._factor.householder import (
+    q_adjoint_multiply,
+    q_multiply,
+    solve_lower_transposed,
+    solve_upper,
+)
+from .._factor.rank import default_rcond, is_singular
+from .._factor.triangular_stack import (
+    condense,
+    solve_condensed,
+    triangular_stack_qr,
+    TriangularStackQR,
+)
 from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
 from .._operator.damped import check_damping
+from .._result import result_of
 from .damped import (
     AbstractDampedSolver,
     check_state,
@@ -21,22 +35,7 @@ from .damped import (
     unwrap,
 )
 from .damped_svd import DampedSVD
-from .householder import (
-    default_rcond,
-    is_singular,
-    q_adjoint_multiply,
-    q_multiply,
-    result_of,
-    solve_lower_transposed,
-    solve_upper,
-)
 from .orientation import frozen_matrix, orient, Orientation
-from .triangular_stack import (
-    condense,
-    solve_condensed,
-    triangular_stack_qr,
-    TriangularStackQR,
-)
 
 
 class _DampedCore(eqx.Module):

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
+from .._factor.householder import (
+    q_adjoint_multiply,
+    q_multiply,
+    q_multiply_columns,
+)
+from .._factor.product import matmul
+from .._factor.rank import default_rcond
+from .._factor.triangular_stack import condense
 from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
+from .._result import result_of
 from .damped import (
     AbstractDampedSolver,
     check_state,
@@ -20,16 +29,7 @@ from .damped import (
     Spectrum,
     unwrap,
 )
-from .householder import (
-    default_rcond,
-    matmul,
-    q_adjoint_multiply,
-    q_multiply,
-    q_multiply_columns,
-    result_of,
-)
 from .orientation import frozen_matrix, orient, Orientation
-from .triangular_stack import condense
 
 
 class _DampedSVDState(eqx.Module):

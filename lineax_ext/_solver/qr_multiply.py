@@ -9,16 +9,15 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PyTree
 
-from .householder import (
-    default_rcond,
+from .._factor.householder import (
     householder_qr,
-    is_singular,
-    matmul,
     q_adjoint_multiply,
     q_multiply,
-    result_of,
     solve_upper,
 )
+from .._factor.product import matmul
+from .._factor.rank import default_rcond, is_singular
+from .._result import result_of
 from .orientation import frozen_matrix, orient, Orientation
 
 

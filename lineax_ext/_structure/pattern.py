@@ -37,9 +37,9 @@ def has_structure(operator: lx.AbstractLinearOperator) -> bool:
 class Pattern:
     """Where a matrix may have entries: everywhere else it is zero, whatever the values.
 
-    Sorted by rows, then by columns, each entry once; `rows` and `cols` are NumPy arrays.
-    Compares and hashes by value: that a state was made from a pattern must not tell
-    apart two traces of the same function.
+    Sorted by rows, then by columns, each entry once, as arrays of NumPy. Compares and
+    hashes by value: that a state was made from a pattern must not tell apart two
+    traces of the same function.
 
     !!! Example
 
@@ -64,7 +64,7 @@ class Pattern:
     shape: tuple[int, int]
 
     def __init__(self, rows: ArrayLike, cols: ArrayLike, shape: tuple[int, int]):
-        m, n = shape = tuple(int(size) for size in shape)
+        m, n = shape = int(shape[0]), int(shape[1])
         rows, cols = (_indices(x) for x in (rows, cols))
         if min(m, n) < 0 or rows.shape != cols.shape or rows.ndim != 1:
             raise ValueError(

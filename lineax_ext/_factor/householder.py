@@ -1,17 +1,9 @@
 """Householder factorisations that stay factored, and are batched by hand."""
 
-from typing import Any
-
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
-import lineax as lx
-from jaxtyping import Array, Bool, Inexact
-
-
-def matmul(a: Array, b: Array) -> Array:
-    # Without it accelerators multiply in reduced precision.
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+from jaxtyping import Array, Inexact
 
 
 def householder_qr(
@@ -112,27 +104,3 @@ def solve_lower_transposed(rt: Array, vector: Array, *, adjoint: bool = False) -
         transpose_a=not adjoint,
         conjugate_a=adjoint,
     )[:, 0]
-
-
-def is_singular(r: Inexact[Array, "k k"], rcond: Any) -> Bool[Array, ""]:
-    """Whether a column of an upper triangular R depends on those before it.
-
-    That is |r_jj| ≤ rcond · max_i |r_ij| for some j. The comparison within a column
-    makes it independent of the scaling of the columns: diag(1, 1e-20) is regular.
-    Also true for an R that is not finite.
-    """
-    if r.shape[-1] == 0:
-        return jnp.array(False)
-    magnitude = jnp.abs(jnp.triu(r))
-    columns = jnp.max(magnitude, axis=0)
-    rcond = jnp.asarray(rcond, magnitude.dtype)
-    regular = jnp.diagonal(magnitude) > rcond * columns
-    return ~jnp.all(regular & jnp.isfinite(columns))
-
-
-def result_of(singular: Bool[Array, ""]) -> lx.RESULTS:
-    return lx.RESULTS.where(singular, lx.RESULTS.singular, lx.RESULTS.successful)
-
-
-def default_rcond(m: int, n: int, dtype: Any) -> float:
-    return float(jnp.finfo(dtype).eps) * max(m, n)

@@ -4,7 +4,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .householder import matmul
+from .product import matmul
 
 
 def _block_size(n: int) -> int:

@@ -7,8 +7,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .householder import matmul
-from .sign import lu_slogdet
+from .phase import lu_slogdet
+from .product import matmul
 
 
 class BlockElimination(NamedTuple):

@@ -8,15 +8,14 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.scipy as jsp
-import lineax as lx
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Inexact
 
+from .block_elimination import blocks_of_inverse, eliminate_blocks
 from .cholesky_inverse import cholesky_inverse
-from .householder import matmul
-from .sign import lu_slogdet, phase
-from .two_sided import tridiagonal_minors, tridiagonal_of_inverse
-from .two_sided_blocks import blocks_of_inverse, eliminate_blocks
+from .phase import lu_slogdet, phase
+from .product import matmul
+from .tridiagonal_minors import tridiagonal_minors, tridiagonal_of_inverse
 
 
 _Scalar = Inexact[Array, ""]
@@ -57,16 +56,11 @@ def from_diagonal(diagonal: _Vector, solve: Callable[[_Vector], _Vector]) -> Fac
     return Factored(jnp.prod(phase(diagonal)), logabsdet, solve)
 
 
-def tridiagonal(diagonal, lower_diagonal, upper_diagonal) -> tuple[Factored, Array]:
+def tridiagonal(
+    diagonals: tuple[_Vector, _Vector, _Vector], solve: Callable[[_Vector], _Vector]
+) -> tuple[Factored, Array]:
     """And whether, if it is Hermitian, it may be positive semidefinite."""
-    diagonals = diagonal, lower_diagonal, upper_diagonal
     sign, logabsdet, smallest = _tridiagonal_slogdet(*diagonals)
-    operator = lx.TridiagonalLinearOperator(*diagonals)
-
-    def solve(vector):
-        solver = lx.Tridiagonal()
-        return lx.linear_solve(operator, vector, solver, throw=False).value
-
     # Of a singular matrix a minor that should vanish may be negative by rounding.
     rounding = jnp.finfo(smallest.dtype).eps ** 0.5
     return Factored(sign, logabsdet, solve), smallest >= -rounding

@@ -8,7 +8,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .householder import householder_qr, matmul, solve_upper
+from .householder import householder_qr, solve_upper
+from .product import matmul
 
 
 class _Panel(eqx.Module):

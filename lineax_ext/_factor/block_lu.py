@@ -1,14 +1,13 @@
 """Elimination of a block-tridiagonal matrix, pivoted across two block rows."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact, Int
 
-from .._structure.blocks import Blocks
-from .householder import matmul
+from .band import Blocks
+from .product import matmul
+from .refine import refined
 
 
 class BlockLU(eqx.Module):
@@ -30,11 +29,11 @@ class BlockLU(eqx.Module):
 
     def solve(self, b: Inexact[Array, "N k"]) -> Inexact[Array, "N k"]:
         """A⁻¹ b."""
-        return _refined(self._substitute, self._multiply, b / self.scale)
+        return refined(self._substitute, self._multiply, b / self.scale)
 
     def solve_adjoint(self, c: Inexact[Array, "N k"]) -> Inexact[Array, "N k"]:
         """A⁻ᴴ c."""
-        z = _refined(self._substitute_adjoint, self._multiply_adjoint, c)
+        z = refined(self._substitute_adjoint, self._multiply_adjoint, c)
         return z / self.scale
 
     def _substitute(self, b: Array) -> Array:
@@ -86,33 +85,6 @@ class BlockLU(eqx.Module):
         out = matmul(jnp.conj(self.rows.mT), x[..., None])[..., 0]
         below, here, above = out[:, :k], out[:, k : 2 * k], out[:, 2 * k :]
         return here.at[:-1].add(below[1:]).at[1:].add(above[:-1])
-
-
-def _refined(
-    substitute: Callable[[Array], Array], multiply: Callable[[Array], Array], b: Array
-) -> Array:
-    """`substitute(b)`, corrected for as long as its residual is too large.
-
-    Products with inverses, unlike substitution, have residuals that grow with the
-    condition number of a step. Rarely so far as to need a correction; but to know it
-    costs one product with A.
-    """
-    # Relative to ‖x‖ is relative to ‖R‖ ‖x‖, or less: rows of R are of size one.
-    tolerance = 64 * jnp.finfo(b.dtype).eps
-    most = 3
-
-    def unfinished(state):
-        x, residual, count = state
-        too_large = jnp.linalg.norm(residual) > tolerance * jnp.linalg.norm(x)
-        return too_large & (count < most)
-
-    def correct(state):
-        x, residual, count = state
-        x = x + substitute(residual)
-        return x, b - multiply(x), count + 1
-
-    x = substitute(b)
-    return lax.while_loop(unfinished, correct, (x, b - multiply(x), 0))[0]
 
 
 def block_lu(blocks: Blocks) -> BlockLU:
