@@ -58,11 +58,15 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     not from their values. What is then chosen:
 
     - a diagonal, a tridiagonal or a triangular matrix is solved as such;
-    - connected components of the unknowns are solved one by one, all at once;
-    - a band, as it stands or after a reverse Cuthill–McKee ordering, is solved by
-        [`lineax_ext.BlockTridiagonal`][], unless an eighth of the matrix is narrower;
+    - connected components of the unknowns are solved side by side: blocks of up to 16
+        are inverted once, and a solve is one product with all of them;
+    - a band, as it stands or after a reverse Cuthill–McKee ordering, is eliminated in
+        blocks, as by [`lineax_ext.BlockTridiagonal`][];
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
+
+    Of those that have room for the pattern it is the one that is predicted to be the
+    fastest, from counts of operations that were calibrated on two CPU cores.
 
     In all cases the entries are read by colours: a band of five diagonals with five
     applications of the operator, whatever n is.
@@ -86,9 +90,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     primitive that `asdex` does not know, such as `fft`, makes the matrix dense, with a
     warning that names it.
 
-    Measured in float64 on two CPU cores: a tridiagonal matrix is faster than a dense
-    one from n = 8 on, and so it is always used. A band that needs blocks of size k is
-    so from n ≈ 64 or n ≈ 8 k on, whichever is more: below, the matrix is dense.
+    A tridiagonal matrix is faster than a dense one from n = 8 on, and so it is always
+    used. A band that needs blocks of size k is so from about n = 64 or n = 8 k on,
+    whichever is more; below, the matrix is dense.
 
     !!! Example
 
@@ -101,14 +105,14 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     **Arguments:**
 
-    - `pattern`: where the operator may have entries, for those who know: nothing is
-        looked for then. An entry outside of it is taken for zero, on trust;
-        [`lineax_ext.check_pattern`][] finds out.
     - `well_posed`: as for `lineax.AutoLinearSolver`. With `True` a non-square operator
         is an error. With `False` the pseudoinverse solution is returned, of any
         operator: from its diagonal if it is diagonal, or else from a dense
         `QRMultiply(pivoting=True)`. With `None` a square operator must be regular, and
         a non-square one have full rank.
+    - `pattern`: where the operator may have entries, for those who know: nothing is
+        looked for then. An entry outside of it is taken for zero, on trust;
+        [`lineax_ext.check_pattern`][] finds out.
 
     **Returns:**
 
@@ -118,8 +122,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     **Raises:**
 
-    `ValueError` for a non-square operator with `well_posed=True`, and for one between a
-    real and a complex space. `ImportError` if `asdex` is missing.
+    `ValueError` for a non-square operator with `well_posed=True`, for one between a
+    real and a complex space, and for a pattern of another shape than the operator's. `ImportError` if `asdex` is missing.
 
     ??? cite "References"
 
