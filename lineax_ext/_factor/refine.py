@@ -11,15 +11,12 @@ def refined(
     substitute: Callable[[Array], Array],
     multiply: Callable[[Array], Array],
     b: Inexact[Array, "..."],
-    axis: int | None = None,
 ) -> Inexact[Array, "..."]:
     """`substitute(b)`, corrected for as long as its residual is too large.
 
     Products with inverses, unlike substitution, have residuals that grow with the
     condition number of a step. Rarely so far as to need a correction; but to know it
     costs one product with A, whose rows are to be of size one.
-
-    Along `axis` lie the entries of one system, if b holds several.
 
     Source: Skeel, *Iterative Refinement Implies Numerical Stability for Gaussian
     Elimination*, Math. Comp. 35 (1980), doi:10.1090/S0025-5718-1980-0572859-4.
@@ -30,8 +27,7 @@ def refined(
 
     def unfinished(state):
         x, residual, count = state
-        size = lambda x: jnp.linalg.norm(x, axis=axis)
-        too_large = jnp.any(size(residual) > tolerance * size(x))
+        too_large = jnp.linalg.norm(residual) > tolerance * jnp.linalg.norm(x)
         return too_large & (count < most)
 
     def correct(state):
