@@ -7,7 +7,8 @@ from jaxtyping import Array, Inexact
 
 from .arrange import Arrangement
 from .colour import colour, Colouring
-from .extract import direction, read_band, read_compressed, Reader, reader
+from .extract import direction, read_band, read_compressed, reader
+from .known import known_entries
 from .pattern import Pattern
 
 
@@ -20,8 +21,14 @@ def _colouring(operator: lx.AbstractLinearOperator, pattern: Pattern) -> Colouri
     return found
 
 
-def _source(read: Reader, pattern: Pattern, colouring: Colouring):
+def _source(operator: lx.AbstractLinearOperator, pattern: Pattern):
     """A flat array with all entries, and where each is; then a zero and a one."""
+    known = known_entries(operator, pattern)
+    if known is not None:
+        constants = jnp.array([0, 1], known.dtype)
+        return jnp.concatenate([known, constants]), np.arange(len(pattern))
+    colouring = _colouring(operator, pattern)
+    read = reader(operator, colouring.by)
     compressed = read_compressed(read, colouring.colours, colouring.count)
     columns = colouring.by == "columns"
     line, along = (pattern.cols, pattern.rows)[:: 1 if columns else -1]
@@ -38,8 +45,7 @@ def rearranged_band(
     count = lower + upper + 1
     if arrangement.in_order and count <= 3:
         return read_band(reader(operator), lower, upper)
-    colouring = _colouring(operator, pattern)
-    source, at = _source(reader(operator, colouring.by), pattern, colouring)
+    source, at = _source(operator, pattern)
     n = len(arrangement.rows)
     index = np.full((count, n), source.size - 2)
     offset = arrangement.entry_columns - arrangement.entry_rows
@@ -55,8 +61,7 @@ def rearranged_blocks(
     operator: lx.AbstractLinearOperator, pattern: Pattern, arrangement: Arrangement
 ) -> Inexact[Array, "count block block"]:
     """The diagonal blocks of "blocks"; a position without a row is of the identity."""
-    colouring = _colouring(operator, pattern)
-    source, at = _source(reader(operator, colouring.by), pattern, colouring)
+    source, at = _source(operator, pattern)
     block, (n, _) = arrangement.block, pattern.shape
     count = len(arrangement.rows) // block
     index = np.full((count, block, block), source.size - 2)
@@ -70,7 +75,14 @@ def rearranged_blocks(
 def coloured_matrix(
     operator: lx.AbstractLinearOperator, pattern: Pattern
 ) -> Inexact[Array, "m n"]:
-    """The dense matrix, by as many applications as the pattern needs colours."""
+    """The dense matrix, by as many applications as the pattern needs colours.
+
+    By none, if the operator holds its entries.
+    """
+    known = known_entries(operator, pattern)
+    if known is not None:
+        out = jnp.zeros(pattern.shape[::-1], known.dtype)
+        return out.at[pattern.cols, pattern.rows].set(known, unique_indices=True).T
     colouring = _colouring(operator, pattern)
     read = reader(operator, colouring.by)
     compressed = read_compressed(read, colouring.colours, colouring.count)
