@@ -62,7 +62,7 @@ def test_against_scipy(shape, dtype):
         (operator.T, sp.csr_array(matrix.T)),
         (lx.conj(operator), matrix.conj()),
     ):
-        x = normal(expected.shape[1:], dtype)
+        x = normal(op.in_structure().shape, dtype)
         assert_close(mv(op, jnp.asarray(x)), expected @ x, eps(dtype))
         assert_close(op.as_matrix(), expected.toarray(), 0)
     assert_close(lx.diagonal(operator), np.diagonal(dense), 0)
@@ -86,15 +86,14 @@ def test_products_with_columns(dtype):
 
 
 def test_a_dense_row_is_not_paid_by_the_others():
-    n = 3000
-    matrix = sp.lil_array(
-        sp.diags_array(np.ones((3, 1)), offsets=[-1, 0, 1], shape=(n, n))
-    )
+    n = 1000
+    matrix = sp.lil_array(np.triu(np.tril(np.ones((n, n)), 1), -1))
     matrix[n // 2] = 1
     matrix = sp.csr_array(matrix)
     operator = sparse_operator(matrix)
     for op in (operator, operator.T):
         memory = mv.lower(op, jnp.ones(n)).compile().memory_analysis()
+        assert memory is not None
         assert memory.temp_size_in_bytes <= 100 * len(operator.pattern)
         x = normal((n,))
         expected = (matrix if op is operator else matrix.T) @ x
@@ -207,7 +206,7 @@ def test_a_batch_of_vectors_is_one_product():
 
 def test_pattern_as_a_tag():
     lower = sp.csr_array(np.tril(np.ones((4, 4))))
-    band = sp.diags_array([np.ones(4), np.ones(3)], offsets=[0, 1])
+    band = np.triu(np.tril(np.ones((4, 4)), 1))
     functions = (
         lx.is_diagonal,
         lx.is_tridiagonal,
@@ -233,7 +232,7 @@ def test_pattern_as_a_tag():
         if lx.is_symmetric(operator):
             assert operator.T is operator
     operator = sparse_operator(lower, lx.lower_triangular_tag)
-    assert operator.T.tags == frozenset([lx.upper_triangular_tag])
+    assert operator.transpose().tags == frozenset([lx.upper_triangular_tag])
     complex_operator = sparse_operator(
         np.full((2, 2), 1j), lx.negative_semidefinite_tag
     )
