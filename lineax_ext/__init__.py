@@ -25,6 +25,7 @@ from ._operator import (
     BlockTridiagonalLinearOperator as BlockTridiagonalLinearOperator,
     DampedLinearOperator as DampedLinearOperator,
     GramLinearOperator as GramLinearOperator,
+    SparseMatrixLinearOperator as SparseMatrixLinearOperator,
 )
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,

@@ -79,11 +79,21 @@ def gram(shape, dtype):
     return lxe.GramLinearOperator(operator, **kwargs), expected
 
 
+def sparse(shape, dtype):
+    matrix = normal(shape, dtype)
+    matrix[1:, 0] = 0
+    rows, cols = np.nonzero(matrix)
+    pattern = lxe.Pattern(rows, cols, shape)
+    values = jnp.asarray(matrix[rows, cols])
+    return lxe.SparseMatrixLinearOperator(values, pattern), matrix
+
+
 # An operator of each class, with its matrix. A class without an entry is an error.
 EXAMPLES = {
     lxe.BlockTridiagonalLinearOperator: block_tridiagonal,
     lxe.DampedLinearOperator: damped,
     lxe.GramLinearOperator: gram,
+    lxe.SparseMatrixLinearOperator: sparse,
 }
 
 

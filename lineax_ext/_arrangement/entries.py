@@ -10,6 +10,7 @@ from jaxtyping import Array, Inexact
 from .._materialise import as_matrix
 from .._structure.colour import colour, Colouring
 from .._structure.extract import direction, read_band, read_compressed, Reader, reader
+from .._structure.known import known_entries, known_pattern
 from .._structure.pattern import Pattern
 
 
@@ -21,7 +22,8 @@ class Entries:
     """The entries of `operator` in the places of `pattern`, read when asked for.
 
     A flat array has them all, and where each of them is in it is known: a layout of any
-    kind is one gather. Without a pattern there is only the dense matrix.
+    kind is one gather. An operator that holds its entries is not applied for them.
+    Without a pattern there is only the dense matrix.
     """
 
     def __init__(self, operator: lx.AbstractLinearOperator, pattern: Pattern | None):
@@ -40,7 +42,7 @@ class Entries:
 
     def matrix(self) -> Inexact[Array, "m n"]:
         """The dense matrix, by as many applications as the pattern needs colours."""
-        if self.pattern is None:
+        if self.pattern is None or known_pattern(self.operator) is not None:
             return as_matrix(self.operator)
         colouring, compressed = self._compressed
         columns = colouring.by == "columns"
@@ -60,9 +62,12 @@ class Entries:
 
     @ft.cached_property
     def _source(self) -> tuple[Inexact[Array, " size"], np.ndarray]:
+        assert self.pattern is not None
+        known = known_entries(self.operator, self.pattern)
+        if known is not None:
+            return known, np.arange(len(self.pattern))
         colouring, compressed = self._compressed
         columns = colouring.by == "columns"
-        assert self.pattern is not None
         line, along = (self.pattern.cols, self.pattern.rows)[:: 1 if columns else -1]
         at = colouring.colours[line].astype(np.int64) * compressed.shape[1] + along
         return compressed.reshape(-1), at

@@ -3,3 +3,4 @@ from .block_tridiagonal import (
 )
 from .damped import DampedLinearOperator as DampedLinearOperator
 from .gram import GramLinearOperator as GramLinearOperator
+from .sparse import SparseMatrixLinearOperator as SparseMatrixLinearOperator

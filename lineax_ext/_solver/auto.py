@@ -16,6 +16,7 @@ from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._result import result_of
 from .._structure.detect import detect
 from .._structure.extract import untagged
+from .._structure.known import known_pattern
 from .._structure.pattern import has_structure, Pattern
 from .block_tridiagonal import BlockTridiagonal
 from .orientation import frozen, orient, Orientation
@@ -123,7 +124,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     **Raises:**
 
     `ValueError` for a non-square operator with `well_posed=True`, for one between a
-    real and a complex space, and for a pattern of another shape than the operator's. `ImportError` if `asdex` is missing.
+    real and a complex space, and for a pattern of another shape than the operator's.
 
     ??? cite "References"
 
@@ -160,13 +161,14 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 f"of shape {(m, n)}, which is not square. For a least-squares problem, "
                 "pass `well_posed=None` or `well_posed=False`."
             )
-        if self.pattern is not None and self.pattern.shape != (m, n):
+        pattern = known_pattern(operator) if self.pattern is None else self.pattern
+        if pattern is not None and pattern.shape != (m, n):
             raise ValueError(
                 "`AutoStructuredLinearSolver(pattern=…)` was given a pattern of shape "
-                f"{self.pattern.shape}, and an operator of shape {(m, n)}."
+                f"{pattern.shape}, and an operator of shape {(m, n)}."
             )
         inner, solver = untagged(operator), None
-        if has_structure(operator):
+        if pattern is None and has_structure(operator):
             # As without the tags: lineax's `None` takes a pseudoinverse for diagonals.
             regular = self.well_posed is None and m == n
             solver = lx.AutoLinearSolver(True if regular else self.well_posed)
@@ -175,7 +177,6 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if solver is not None and m > 0:
             return _AutoStructuredState(solver.init(operator, options), solver)
         operator = frozen(operator, "AutoStructuredLinearSolver")
-        pattern = self.pattern
         if pattern is None and not isinstance(inner, _explicit) and m * n > 0:
             pattern = detect(operator)
         return self._init(operator, Entries(operator, pattern))

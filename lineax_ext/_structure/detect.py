@@ -23,6 +23,7 @@ from .._flat import result_dtype, tree_size
 from .constants import known_value
 from .dataflow import replay
 from .extract import direction, reader, untagged
+from .known import known_pattern
 from .pattern import Pattern
 
 
@@ -40,6 +41,9 @@ def detect(
     Cached by the value of the computation. A matrix that `asdex` cannot follow has no
     pattern, `None`, and a warning says why.
     """
+    known = known_pattern(operator)
+    if known is not None:
+        return known
     if importlib.util.find_spec("asdex") is None:
         raise ImportError(
             "To find a sparsity pattern `AutoStructuredLinearSolver` and `infer_tags` "

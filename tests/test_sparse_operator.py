@@ -1,0 +1,393 @@
+"""Sparse matrices, against SciPy and closed forms."""
+
+import jax
+import jax.experimental.sparse as jsparse
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from helpers import assert_close, equations, normal, over_dtypes
+from operators import diagonals
+
+import lineax_ext as lxe
+from lineax_ext._arrangement import arrange, Entries
+from lineax_ext._factor.sparse_product import entry_products, sparse_product
+from lineax_ext._structure.detect import detect
+from lineax_ext._structure.known import known_entries, known_pattern
+
+
+def random(shape, dtype=np.float64, density=0.2, seed=0):
+    """With an empty row, and a dense row and a dense column, where there is room."""
+    rng = np.random.default_rng((seed, *shape))
+    keep = rng.random(shape) < density
+    if min(shape) > 3:
+        keep[2], keep[:, 3] = True, True
+        keep[0] = False
+    return sp.csr_array(np.where(keep, normal(shape, dtype, seed), 0))
+
+
+def sparse_operator(matrix, tags=()):
+    matrix = sp.csr_array(matrix)
+    matrix.sort_indices()
+    pattern = lxe.Pattern.from_scipy(matrix)
+    return lxe.SparseMatrixLinearOperator(jnp.asarray(matrix.data), pattern, tags)
+
+
+def eps(dtype):
+    return 20 * np.finfo(dtype).eps
+
+
+mv = jax.jit(lambda operator, x: operator.mv(x))
+
+SHAPES = ((0, 0), (0, 2), (3, 0), (1, 1), (12, 12), (40, 7), (7, 40))
+over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@over_shapes
+@over_dtypes
+def test_against_scipy(shape, dtype):
+    matrix = random(shape, dtype)
+    operator = sparse_operator(matrix)
+    dense = matrix.toarray()
+    assert operator.in_structure() == jax.ShapeDtypeStruct(shape[1:], dtype)
+    assert operator.out_structure() == jax.ShapeDtypeStruct(shape[:1], dtype)
+    for op, expected in (
+        (operator, matrix),
+        (operator.T, sp.csr_array(matrix.T)),
+        (lx.conj(operator), matrix.conj()),
+    ):
+        x = normal(op.in_structure().shape, dtype)
+        assert_close(mv(op, jnp.asarray(x)), expected @ x, eps(dtype))
+        assert_close(op.as_matrix(), expected.toarray(), 0)
+    assert_close(lx.diagonal(operator), np.diagonal(dense), 0)
+    for found, expected in zip(lx.tridiagonal(operator), diagonals(dense)):
+        assert_close(found, expected, 0)
+
+
+@over_dtypes
+def test_products_with_columns(dtype):
+    matrix = random((12, 7), dtype)
+    operator = sparse_operator(matrix)
+    x, y = normal((7, 2, 3), dtype), normal((12, 2, 3), dtype)
+    out = sparse_product(operator.values, operator.pattern, jnp.asarray(x))
+    assert_close(out, np.einsum("ij,jkl->ikl", matrix.toarray(), x), eps(dtype))
+    out = sparse_product(operator.values, operator.pattern, jnp.asarray(y), True)
+    assert_close(out, np.einsum("ij,ikl->jkl", matrix.toarray(), y), eps(dtype))
+    out = entry_products(jnp.asarray(y), jnp.asarray(x), operator.pattern)
+    expected = np.einsum("ikl,jkl->ij", y, x)
+    rows, cols = operator.pattern.rows, operator.pattern.cols
+    assert_close(out, expected[rows, cols], eps(dtype))
+
+
+def test_a_dense_row_is_not_paid_by_the_others():
+    n = 1000
+    matrix = sp.lil_array(np.triu(np.tril(np.ones((n, n)), 1), -1))
+    matrix[n // 2] = 1
+    matrix = sp.csr_array(matrix)
+    operator = sparse_operator(matrix)
+    for op in (operator, operator.T):
+        memory = mv.lower(op, jnp.ones(n)).compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes <= 100 * len(operator.pattern)
+        x = normal((n,))
+        expected = (matrix if op is operator else matrix.T) @ x
+        assert_close(op.mv(jnp.asarray(x)), expected, 1e-14)
+
+
+#
+# Derivatives and batches
+#
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+def test_derivatives(dtype):
+    matrix = random((6, 5), dtype, 0.4)
+    operator = sparse_operator(matrix)
+    pattern, values = operator.pattern, operator.values
+    rows, cols = pattern.rows, pattern.cols
+    x, dx = normal((5,), dtype, 1), normal((5,), dtype, 2)
+    dv, y = normal(values.shape, dtype, 3), normal((6,), dtype, 4)
+    tangent = sp.csr_array((dv, (rows, cols)), matrix.shape)
+
+    def apply(values, x):
+        return lxe.SparseMatrixLinearOperator(values, pattern).mv(x)
+
+    out, dout = jax.jvp(apply, (values, jnp.asarray(x)), (dv, dx))
+    assert_close(out, matrix @ x, 1e-14)
+    assert_close(dout, matrix @ dx + tangent @ x, 1e-14)
+    _, vjp = jax.vjp(apply, values, jnp.asarray(x))
+    values_bar, x_bar = vjp(jnp.asarray(y))
+    assert_close(values_bar, y[rows] * x[cols], 1e-14)
+    assert_close(x_bar, matrix.T @ y, 1e-14)
+
+    # The derivative of the gradient, forward and reverse: xᵀ Aᵀ A x / 2 is quadratic in
+    # each of both. (Real: JAX's gradients of complex functions are not holomorphic.)
+    if dtype == np.float64:
+        half = lambda v, x: jnp.sum(apply(v, x) ** 2) / 2
+        gradient = jax.grad(half, (0, 1))
+        hvp = lambda v, x: jax.jvp(gradient, (v, x), (dv, dx))[1]
+        inner = lambda v, x: sum(
+            map(jnp.vdot, gradient(v, x), (jnp.asarray(dv), jnp.asarray(dx)))
+        )
+        a, da = matrix, tangent
+        dr = a @ dx + da @ x
+        expected_values = dr[rows] * x[cols] + (a @ x)[rows] * dx[cols]
+        expected_x = a.T @ dr + da.T @ (a @ x)
+        for found in (hvp(values, x), jax.grad(inner, (0, 1))(values, jnp.asarray(x))):
+            assert_close(found[0], expected_values, 1e-13)
+            assert_close(found[1], expected_x, 1e-13)
+
+
+def test_no_derivative_scatters():
+    band = np.triu(np.tril(np.ones((12, 12)), 1), -1)
+    operator = sparse_operator(band)
+
+    def half(values, x):
+        out = lxe.SparseMatrixLinearOperator(values, operator.pattern).mv(x)
+        return jnp.sum(out**2) / 2
+
+    gradient = jax.jit(jax.grad(half, (0, 1)))
+    program = gradient.lower(operator.values, jnp.ones(12)).as_text()
+    assert "stablehlo.gather" in program and "scatter" not in program
+
+
+def test_vmap_over_values_and_vectors():
+    matrix = random((6, 5))
+    operator = sparse_operator(matrix)
+    pattern = operator.pattern
+    values, xs = normal((3, len(pattern))), normal((2, 5))
+    dense = np.zeros((3, 6, 5))
+    dense[:, pattern.rows, pattern.cols] = values
+    values, xs = jnp.asarray(values), jnp.asarray(xs)
+
+    def apply(values, x):
+        return lxe.SparseMatrixLinearOperator(values, pattern).mv(x)
+
+    over_vectors = jax.vmap(apply, (None, 0))
+    out = jax.jit(over_vectors)(operator.values, xs)
+    assert_close(out, np.asarray(xs) @ matrix.T, 1e-14)
+    out = jax.vmap(over_vectors, (0, None))(values, xs)
+    assert_close(out, np.einsum("vij,xj->vxi", dense, xs), 1e-14)
+    out = jax.vmap(jax.vmap(apply, (0, None)), (None, 0), 1)(values, xs)
+    assert_close(out, np.einsum("vij,xj->vxi", dense, xs), 1e-14)
+    out = jax.vmap(apply)(values[:2], xs)
+    assert_close(out, np.einsum("vij,vj->vi", dense[:2], xs), 1e-14)
+
+    def gradient(values, x):
+        return jax.grad(lambda *args: jnp.sum(apply(*args) ** 2) / 2, (0, 1))(values, x)
+
+    dv, dx = jax.vmap(jax.vmap(gradient, (None, 0)), (0, None))(values, xs)
+    out = np.einsum("vij,xj->vxi", dense, xs)
+    assert_close(dx, np.einsum("vij,vxi->vxj", dense, out), 1e-14)
+    expected = np.einsum("vxi,xj->vxij", out, xs)[..., pattern.rows, pattern.cols]
+    assert_close(dv, expected, 1e-14)
+    (dx,) = jax.linear_transpose(lambda x: over_vectors(operator.values, x), xs)(out[0])
+    assert_close(dx, out[0] @ matrix, 1e-14)
+
+
+def test_a_batch_of_vectors_is_one_product():
+    operator = sparse_operator(random((12, 12)))
+    jaxpr = jax.make_jaxpr(jax.vmap(operator.mv))(jnp.ones((5, 12)))
+    products = [e for e in equations(jaxpr.jaxpr) if "sparse" in e.primitive.name]
+    (shape,) = [eqn.outvars[0].aval.shape for eqn in products]
+    assert shape == (12, 1, 5)
+
+
+#
+# Structure and solvers
+#
+
+
+def test_pattern_as_a_tag():
+    lower = sp.csr_array(np.tril(np.ones((4, 4))))
+    band = np.triu(np.tril(np.ones((4, 4)), 1))
+    functions = (
+        lx.is_diagonal,
+        lx.is_tridiagonal,
+        lx.is_lower_triangular,
+        lx.is_upper_triangular,
+        lx.is_symmetric,
+    )
+    for matrix, tags, expected in (
+        (np.eye(4), (), (1, 1, 1, 1, 1)),
+        (band, (), (0, 1, 0, 1, 0)),
+        (lower, (), (0, 0, 1, 0, 0)),
+        (lower.T, (), (0, 0, 0, 1, 0)),
+        (np.ones((4, 4)), (), (0, 0, 0, 0, 0)),
+        (np.ones((4, 4)), lx.symmetric_tag, (0, 0, 0, 0, 1)),
+        (np.ones((4, 4)), lx.positive_semidefinite_tag, (0, 0, 0, 0, 1)),
+        (np.ones((4, 4)), lx.lower_triangular_tag, (0, 0, 1, 0, 0)),
+        (np.ones((4, 4)), lx.diagonal_tag, (1, 1, 1, 1, 1)),
+        (np.eye(4)[:3], (), (0, 0, 0, 0, 0)),
+    ):
+        operator = sparse_operator(matrix, tags)
+        found = tuple(int(fn(operator)) for fn in functions)
+        assert found == expected, (matrix, tags)
+        if lx.is_symmetric(operator):
+            assert operator.T is operator
+    operator = sparse_operator(lower, lx.lower_triangular_tag)
+    assert operator.transpose().tags == frozenset([lx.upper_triangular_tag])
+    complex_operator = sparse_operator(
+        np.full((2, 2), 1j), lx.negative_semidefinite_tag
+    )
+    assert not lx.is_symmetric(complex_operator)
+
+
+@pytest.mark.parametrize(
+    "band, solver",
+    (
+        ((0, 0), lx.Diagonal()),
+        ((0, 0), lx.AutoLinearSolver(True)),
+        ((1, 1), lx.Tridiagonal()),
+        ((0, 1), lx.Tridiagonal()),
+        ((6, 0), lx.Triangular()),
+        ((0, 6), lx.Triangular()),
+        ((2, 2), lx.LU()),
+        ((2, 2), lx.GMRES(1e-13, 1e-13)),
+        ((2, 2), lxe.QRMultiply()),
+        ((2, 2), lxe.AutoStructuredLinearSolver()),
+        ((1, 1), lxe.AutoStructuredLinearSolver()),
+    ),
+    ids=lambda x: type(x).__name__ if not isinstance(x, tuple) else str(x),
+)
+def test_solvers(band, solver):
+    lower, upper = band
+    dense = np.triu(np.tril(normal((7, 7)), upper), -lower) + 4 * np.eye(7)
+    operator, b = sparse_operator(dense), normal((7,))
+
+    def solve(values, b):
+        op = lxe.SparseMatrixLinearOperator(values, operator.pattern)
+        return lx.linear_solve(op, b, solver).value
+
+    x, vjp = jax.vjp(solve, operator.values, jnp.asarray(b))
+    assert_close(x, np.linalg.solve(dense, b), 1e-11)
+    y = normal((7,), seed=1)
+    values_bar, b_bar = vjp(jnp.asarray(y))
+    expected = np.linalg.solve(dense.T, y)
+    assert_close(b_bar, expected, 1e-11)
+    rows, cols = operator.pattern.rows, operator.pattern.cols
+    assert_close(values_bar, -expected[rows] * np.asarray(x)[cols], 1e-11)
+
+
+def test_sums_and_products():
+    a, b = random((6, 6)), random((6, 6), seed=1)
+    x = normal((6,))
+    sum_ = 2 * sparse_operator(a) + sparse_operator(b) / 4
+    assert_close(sum_.mv(jnp.asarray(x)), 2 * a @ x + b @ x / 4, 1e-14)
+    assert_close(lx.diagonal(sum_), (2 * a + b / 4).diagonal(), 1e-14)
+    product = sparse_operator(a) @ sparse_operator(b).T
+    assert_close(product.as_matrix(), (a @ b.T).toarray(), 1e-14)
+
+
+def test_what_is_known_is_not_looked_for():
+    blocks = sp.block_diag([normal((3, 3), seed=k) for k in range(20)], format="csr")
+    operator = sparse_operator(blocks)
+    tagged = lx.TaggedLinearOperator(operator, lx.symmetric_tag)
+    pattern = operator.pattern
+    for op in (operator, tagged):
+        assert known_pattern(op) == detect(op) == pattern
+        assert known_entries(op, pattern) is operator.values
+        entries = Entries(op, pattern)
+        assert_close(entries.matrix(), blocks.toarray(), 0)
+        assert_close(entries.laid_out(np.arange(len(pattern))), operator.values, 0)
+    plain = lx.MatrixLinearOperator(jnp.eye(2))
+    assert known_pattern(plain) is None
+    assert known_entries(plain, pattern) is None
+
+    for kind, matrix in (
+        ("blocks", blocks.toarray()),
+        ("band", np.triu(np.tril(normal((96, 96)), 2), -2) + 4 * np.eye(96)),
+        ("triangular", np.tril(normal((96, 96)), -30) + 4 * np.eye(96)),
+    ):
+        operator = sparse_operator(matrix)
+        assert arrange(operator.pattern).kind == kind
+        b = normal((len(matrix),))
+        solver = lxe.AutoStructuredLinearSolver()
+        x = lx.linear_solve(operator, b, solver).value
+        assert_close(x, np.linalg.solve(matrix, b), 1e-11)
+
+    # Entries of another pattern: those that are missing are zero.
+    full = lxe.Pattern.from_scipy(sp.csr_array(np.ones((60, 60))))
+    assert_close(known_entries(operator, full), blocks.toarray().reshape(-1), 0)
+
+
+#
+# What is given
+#
+
+
+def test_from_bcoo():
+    indices = jnp.array([[2, 1], [0, 0], [2, 1], [3, 3], [1, 2], [3, 0]])
+    data = normal((6,))
+    matrix = lambda data: jsparse.BCOO((data, indices), shape=(3, 3))
+    expected = np.zeros((3, 3))
+    expected[[2, 0, 1], [1, 0, 2]] = data[0] + data[2], data[1], data[4]
+    operator = lxe.SparseMatrixLinearOperator.from_bcoo(
+        matrix(jnp.asarray(data)), lx.symmetric_tag
+    )
+    assert operator.tags == frozenset([lx.symmetric_tag])
+    assert len(operator.pattern) == 3
+    assert_close(operator.as_matrix(), expected, 1e-15)
+
+    weights = normal((3,), seed=1)
+
+    def scalar(data):
+        operator = lxe.SparseMatrixLinearOperator.from_bcoo(matrix(data))
+        return jnp.vdot(jnp.asarray(weights), operator.values)
+
+    gradient = jax.jit(jax.grad(scalar))(jnp.asarray(data))
+    w = weights  # in the order (0, 0), (1, 2), (2, 1)
+    assert_close(gradient, np.array([w[2], w[0], w[2], 0, w[1], 0]), 0)
+
+    # Without duplicates, in any order; and nothing at all.
+    dense = random((5, 4)).toarray()
+    bcoo = jsparse.BCOO.fromdense(jnp.asarray(dense.T)).T
+    operator = lxe.SparseMatrixLinearOperator.from_bcoo(bcoo)
+    assert_close(operator.as_matrix(), dense, 0)
+    empty = jsparse.BCOO.fromdense(jnp.zeros((2, 3)))
+    assert len(lxe.SparseMatrixLinearOperator.from_bcoo(empty).pattern) == 0
+
+
+def test_what_bcoo_may_not_be():
+    dense = jnp.ones((2, 3, 4))
+    for bcoo in (
+        jsparse.BCOO.fromdense(dense),
+        jsparse.BCOO.fromdense(dense[0], n_batch=1),
+        jsparse.BCOO.fromdense(dense[0], n_dense=1),
+    ):
+        with pytest.raises(ValueError, match="without batch and dense axes"):
+            lxe.SparseMatrixLinearOperator.from_bcoo(bcoo)
+    with pytest.raises(ValueError, match="traced indices"):
+        jax.jit(lambda a: lxe.SparseMatrixLinearOperator.from_bcoo(a).values)(
+            jsparse.BCOO.fromdense(dense[0])
+        )
+
+
+@pytest.mark.parametrize("shape", ((3,), (1,), (), (2, 1)), ids=str)
+def test_wrong_values(shape):
+    pattern = lxe.Pattern([0, 1], [0, 1], (2, 2))
+    with pytest.raises(ValueError, match="`SparseMatrixLinearOperator` needs `values`"):
+        lxe.SparseMatrixLinearOperator(jnp.ones(shape), pattern)
+
+
+def test_integers_become_floats():
+    operator = lxe.SparseMatrixLinearOperator(
+        jnp.arange(2), lxe.Pattern([0, 1], [0, 1], (2, 2))
+    )
+    assert operator.values.dtype == jnp.float64
+
+
+def test_equal_patterns_share_a_program():
+    traces = []
+
+    @jax.jit
+    def apply(operator, x):
+        traces.append(None)
+        return operator.mv(x)
+
+    matrix = random((6, 6))
+    for factor in (1, 2):
+        out = apply(sparse_operator(factor * matrix), jnp.ones(6))
+        assert_close(out, factor * matrix @ np.ones(6), 1e-14)
+    assert len(traces) == 1
