@@ -300,11 +300,9 @@ def test_what_is_known_is_not_looked_for():
         ("band", np.triu(np.tril(normal((96, 96)), 2), -2) + 4 * np.eye(96)),
         ("triangular", np.tril(normal((96, 96)), -30) + 4 * np.eye(96)),
     ):
-        operator = sparse_operator(matrix)
-        assert arrange(operator.pattern).kind == kind
-        b = normal((len(matrix),))
-        solver = lxe.AutoStructuredLinearSolver()
-        x = lx.linear_solve(operator, b, solver).value
+        other, b = sparse_operator(matrix), normal((len(matrix),))
+        assert arrange(other.pattern).kind == kind
+        x = lx.linear_solve(other, b, lxe.AutoStructuredLinearSolver()).value
         assert_close(x, np.linalg.solve(matrix, b), 1e-11)
 
     # Entries of another pattern: those that are missing are zero.
