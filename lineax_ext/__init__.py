@@ -37,6 +37,7 @@ from ._solver import (
 )
 from ._structure import (
     check_tags as check_tags,
+    infer_pattern as infer_pattern,
     infer_tags as infer_tags,
     Pattern as Pattern,
 )
