@@ -16,7 +16,7 @@ from helpers import (
     assert_close,
     directional,
     flatten,
-    needs_asdex,
+
     normal,
     turned,
 )
@@ -27,7 +27,7 @@ from lineax_ext._structure.arrange import arrange
 from lineax_ext._structure.detect import detect
 
 
-pytestmark = needs_asdex
+
 N = 96
 SOLVER = lxe.AutoStructuredLinearSolver()
 PERMUTATION = np.random.default_rng(0).permutation(N)

@@ -124,6 +124,7 @@ MOVES: dict[str, Callable[..., Any]] = {
     "slice": slice_,
     "broadcast_in_dim": broadcast_in_dim,
     "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "stack": lambda *xs, axis, **_: np.stack(xs, axis),
     "tile": lambda x, *, reps, **_: np.tile(x, reps),
     "split": split,
     "unstack": lambda x, *, axis, **_: list(np.moveaxis(x, axis, 0)),
