@@ -280,9 +280,7 @@ def scanned(rng, x, fn):
 
     numbers = jnp.arange(length)
     start = (jnp.flip(x, 1), 0)
-    (carry, _), ys = lax.scan(
-        step, start, (xs, numbers), reverse=bool(rng.integers(2))
-    )
+    (carry, _), ys = lax.scan(step, start, (xs, numbers), reverse=bool(rng.integers(2)))
     return ys[rng.integers(length)] + carry
 
 

@@ -208,15 +208,14 @@ def collect(
             of_all = table.full[place]
             full[out[of_all]] = True
             found.append((out[~of_all], place[~of_all], table))
-    rows, columns = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    keys = [np.zeros(0, np.int64)]
     some_full = full.any()
     for out, place, table in found:
         if some_full:
             live = ~full[out]
             out, place = out[live], place[live]
         if table is single:
-            rows.append(out)
-            columns.append(place - 1)
+            keys.append(out.astype(np.int64) * n + (place - 1))
             continue
         if len(place) > 4 * len(table):  # few sets, many that have them
             key = np.unique(out.astype(np.int64) * len(table) + place)
@@ -226,15 +225,23 @@ def collect(
         else:
             which, column = table.members(place)
             out = out[which]
-        rows.append(out)
-        columns.append(column)
-    rows, columns = np.concatenate(rows), np.concatenate(columns)
-    key = rows.astype(np.int64) * n + columns
-    if np.any(key[1:] <= key[:-1]):
-        key.sort()
-        key = key[np.concatenate([[True], key[1:] != key[:-1]])]
-        rows, columns = np.divmod(key, n)
+        keys.append(out.astype(np.int64) * n + column)
+    rows, columns = np.divmod(_sorted_union(keys), max(n, 1))
     return from_rows(shape, np.bincount(rows, minlength=size), columns, full, single)
+
+
+def _sorted_union(keys: list[np.ndarray]) -> np.ndarray:
+    *others, most = sorted(keys, key=len)
+    few = sum(map(len, others))
+    if len(most) < 2 * few or np.any(most[1:] <= most[:-1]):
+        others, most = [], np.unique(np.concatenate(keys))
+    for key in others:  # a diagonal beside a triangle, say: no second sort
+        at = np.searchsorted(most, key)
+        new = most[np.minimum(at, len(most) - 1)] != key
+        if new.any():
+            key, which = np.unique(key[new], return_index=True)
+            most = np.insert(most, at[new][which], key)
+    return most
 
 
 def from_rows(
