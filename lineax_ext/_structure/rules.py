@@ -199,7 +199,7 @@ def _clamped(shape, starts, sizes) -> list[int]:
 
 
 def _and_index(out, indices: list[IndexSets], shape) -> IndexSets:
-    """Where an index depends on v itself, which a linear map has not, everything does."""
+    """If an index depends on v, which it cannot in a linear map, everything does."""
     found = [] if out is None else [out]
     if indices:
         found.append(everything(indices, shape))
@@ -554,8 +554,10 @@ def triangular_solve(eqn, ins):
     return [accumulate(b, axis, reverse=not forwards)]
 
 
-@rule("cholesky cholesky_update lu lu_pivots_to_permutation qr geqrf geqp3 eigh eig svd "
-      "householder_product ormqr schur hessenberg tridiagonal tridiagonal_solve")  # fmt: skip
+@rule("""
+    cholesky cholesky_update lu lu_pivots_to_permutation qr geqrf geqp3 eigh eig svd
+    householder_product ormqr schur hessenberg tridiagonal tridiagonal_solve
+""")
 def batched(eqn, ins):
     """Linear algebra: whatever the batch element has, and nothing of the others."""
     vectors = ("lu_pivots_to_permutation", "tridiagonal_solve")

@@ -21,7 +21,7 @@ class Constant:
 
     @ft.cached_property
     def value(self) -> np.ndarray | None:
-        """`None` if it cannot be computed: by a primitive for some other device, say."""
+        """`None` if it cannot be computed, as by a primitive of some other device."""
         try:
             return np.asarray(self._evaluate())
         except Exception:

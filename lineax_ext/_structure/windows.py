@@ -21,8 +21,8 @@ def indexed_windows(
     batching: Mapping[int, int],
     clip: bool,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For a gather, or the updates of a scatter, of this shape: for every entry the flat
-    index in the operand, and whether its window is inside.
+    """Of a gather, or of the updates of a scatter, of this shape: for every entry the
+    flat index in the operand, and whether its window is inside.
 
     **Arguments:**
 
