@@ -2,8 +2,8 @@
 
 Three kinds of values: constants, of which the value is known if it is asked for; what
 depends on the operator, but not on v, whose value is never relied on; and the sets of
-those that depend on v. A rule for each family of primitives is in `rules.py`, loops are
-in `loops.py`; calls are inlined.
+those that depend on v. The rules of primitives are in `rules.py` and in the files that it
+names, loops are in `loops.py`; calls are inlined.
 
 The program is a linear map already, so that whatever an output is computed from counts:
 also by way of integers or comparisons, which no linear map does.
@@ -16,7 +16,8 @@ import jax.extend.core as jex
 import numpy as np
 from jax.core import Tracer
 
-from . import loops
+# Importing them registers their rules.
+from . import batches as batches, loops as loops, moving as moving, summing as summing
 from .index_sets import everything, IndexSets, union
 from .rules import linear, RULES, shape_of
 from .values import constant, independent, known, unknown, Value

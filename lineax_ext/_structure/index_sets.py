@@ -280,6 +280,18 @@ def from_rows(
     return IndexSets(shape, [(place.reshape(shape), table)], single)
 
 
+def summed(x: IndexSets, axes: Sequence[int], keepdims: bool = False) -> IndexSets:
+    """Unions along axes."""
+    kept = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
+    shape = kept if keepdims else tuple(
+        n for d, n in enumerate(x.shape) if d not in axes
+    )  # fmt: skip
+    if kept == x.shape:
+        return x.map(lambda place: place.reshape(shape), shape)
+    owner = np.arange(math.prod(kept)).reshape(kept)
+    return collect(x, shape, np.broadcast_to(owner, x.shape).reshape(-1))
+
+
 def everything(sets: Sequence[IndexSets], shape: tuple[int, ...]) -> IndexSets:
     """Every entry depends on whatever any entry of `sets` does."""
     totals = [collect(x, (), np.zeros(x.size, np.int64)) for x in sets]
