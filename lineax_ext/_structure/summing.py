@@ -147,7 +147,10 @@ def convolution(eqn, ins):
     return [union(found, tuple(out_t)).map(lambda p: p.transpose(back), out)]
 
 
-@rule("reduce_window_sum reduce_window_max reduce_window_min reduce_window cumred")
+@rule(
+    "reduce_window_sum reduce_window_max reduce_window_min reduce_window "
+    "select_and_gather_add"
+)
 def windows(eqn, ins):
     params = eqn.params
     operands = linear(ins)
