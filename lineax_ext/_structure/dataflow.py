@@ -2,8 +2,8 @@
 
 Three kinds of values: constants, of which the value is known if it is asked for; what
 depends on the operator, but not on v, whose value is never relied on; and the sets of
-those that depend on v. The rules of primitives are in `rules.py` and in the files that it
-names, loops are in `loops.py`; calls are inlined.
+those that depend on v. The rules of primitives are in `rules.py` and in the files that
+it names, loops in `loops.py`; calls are inlined.
 
 The program is a linear map already, so that whatever an output is computed from counts:
 also by way of integers or comparisons, which no linear map does.
