@@ -19,7 +19,7 @@ from lineax_ext._structure import detect as detection, loops
 from lineax_ext._structure.colour import colour
 
 
-COUNT = int(os.environ.get("LINEAX_EXT_PROGRAMS", "200"))
+COUNT = int(os.environ.get("LINEAX_EXT_PROGRAMS", "20"))
 over_programs = settings(
     max_examples=COUNT,
     derandomize=True,
