@@ -37,7 +37,9 @@ from ._solver import (
     TaggedLinearSolver as TaggedLinearSolver,
 )
 from ._structure import (
+    check_pattern as check_pattern,
     check_tags as check_tags,
+    infer_pattern as infer_pattern,
     infer_tags as infer_tags,
     Pattern as Pattern,
 )

@@ -65,15 +65,6 @@ def tolerance(dtype):
     return {4: 2e-5, 8: 1e-12}[np.finfo(dtype).dtype.itemsize]
 
 
-try:
-    import asdex
-except ImportError as error:
-    asdex, _reason = None, f"asdex cannot be imported: {error}"
-else:
-    _reason = ""
-needs_asdex = pytest.mark.skipif(asdex is None, reason=_reason)
-
-
 #
 # Matrices
 #

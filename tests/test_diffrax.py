@@ -9,7 +9,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.integrate
-from helpers import assert_close, directional, flatten, needs_asdex
+from helpers import assert_close, directional, flatten
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -158,7 +158,7 @@ def _scipy_diffuse(diffusion):
 )
 @pytest.mark.parametrize(
     "linear_solver",
-    (TAGGED, pytest.param(AUTO, marks=needs_asdex)),
+    (TAGGED, AUTO),
     ids=("tagged", "auto"),
 )
 def test_tridiagonal(linear_solver, term, y0):
@@ -210,7 +210,6 @@ GRID = np.linspace(0, 1, 60)
 MIXTURE = {"u": 1 + np.sin(2 * np.pi * GRID), "v": 3 + 0 * GRID}
 
 
-@needs_asdex
 def test_pattern():
     def run(linear_solver, scale):
         y0 = jax.tree.map(lambda x: scale * x, MIXTURE)

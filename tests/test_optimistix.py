@@ -10,7 +10,7 @@ import optimistix as optx
 import pytest
 import scipy.linalg
 import scipy.optimize
-from helpers import assert_close, directional, flatten, needs_asdex, normal
+from helpers import assert_close, directional, flatten, normal
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -220,14 +220,7 @@ AUTO = lxe.AutoStructuredLinearSolver()
 
 @over_structures
 @pytest.mark.parametrize("method", (optx.Newton, optx.Chord))
-@pytest.mark.parametrize(
-    "known_by",
-    (
-        "tags",
-        pytest.param("infer_tags", marks=needs_asdex),
-        pytest.param("pattern", marks=needs_asdex),
-    ),
-)
+@pytest.mark.parametrize("known_by", ("tags", "infer_tags", "pattern"))
 def test_tridiagonal_root_find(method, fn, guess, known_by):
     @jax.value_and_grad
     def value_and_grad(p):

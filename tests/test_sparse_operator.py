@@ -389,3 +389,28 @@ def test_equal_patterns_share_a_program():
         out = apply(sparse_operator(factor * matrix), jnp.ones(6))
         assert_close(out, factor * matrix @ np.ones(6), 1e-14)
     assert len(traces) == 1
+
+
+def test_pattern_of_products():
+    """A function that multiplies by a sparse matrix has the pattern of it."""
+    matrix = random((7, 5))
+    operator = sparse_operator(matrix)
+    one = lambda y, _: operator.mv(jnp.sin(y))
+    assert lxe.infer_pattern(one, jnp.ones(5)) == operator.pattern
+    back = lambda y, _: operator.T.mv(y) + sparse_operator(matrix.T).mv(y**2)
+    assert lxe.infer_pattern(back, jnp.ones(7)) == operator.pattern.T
+    # A batch of vectors: blocks side by side.
+    batch = lambda y, _: jax.vmap(operator.mv)(y)
+    expected = sp.kron(sp.eye(3), operator.pattern.to_scipy())
+    expected = lxe.Pattern.from_scipy(expected)
+    assert lxe.infer_pattern(batch, jnp.ones((3, 5))) == expected
+    # The values as unknowns, and their derivative.
+    pattern, x = operator.pattern, jnp.asarray(normal((5,)))
+    of_values = lambda v, _: lxe.SparseMatrixLinearOperator(v, pattern).mv(x)
+    entries = np.arange(len(pattern))
+    expected = lxe.Pattern(pattern.rows, entries, (7, len(pattern)))
+    assert lxe.infer_pattern(of_values, operator.values) == expected
+    loss = lambda y: jnp.sum(of_values(y, None) ** 2)
+    found = lxe.infer_pattern(lambda v, _: jax.grad(loss)(v), operator.values)
+    shared = pattern.rows[:, None] == pattern.rows
+    assert found == lxe.Pattern(*np.nonzero(shared), shared.shape)

@@ -74,8 +74,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     Needs no tags. Those that the operator has, diagonal, tridiagonal or triangular, are
     used first, and then nothing is looked for; neither is it for operators that hold
-    their entries, such as `lineax.MatrixLinearOperator`. Needs `asdex`: the extra
-    `auto`.
+    their entries, such as `lineax.MatrixLinearOperator`.
 
     For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) for each
     right-hand side, in O(n k) memory. To find the pattern of a band takes hundredths of
@@ -83,13 +82,12 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     cached. (Of a triangle it takes time and memory in proportion to its entries.)
 
     The pattern is one for all values. What depends on values is counted as if it could
-    be anywhere: a gather by indices that are computed from the unknowns, a sort, and
-    every loop whose number of steps is not known give a dense matrix, and so does a
-    gather by an array of indices, or a product with a constant matrix, by the time that
-    `lx.linear_solve` or optimistix has made arguments out of such constants. Slices,
-    `jnp.roll`, `jnp.pad`, `jnp.concatenate` and convolutions are followed exactly. A
-    primitive that `asdex` does not know, such as `fft`, makes the matrix dense, with a
-    warning that names it.
+    be anywhere: a gather by indices that are computed from the unknowns, a sort along
+    its axis, and what a loop may reach in any number of steps. So does a gather by an
+    array of indices, or a product with a constant matrix, by the time that
+    `lx.linear_solve` or optimistix has made arguments out of such constants. A
+    primitive without a rule, such as a callback, makes all of its outputs depend on all
+    that reaches it; a warning names it if the matrix becomes dense for it.
 
     A tridiagonal matrix is faster than a dense one from n = 8 on, and so it is always
     used. A band that needs blocks of size k is so from about n = 64 or n = 8 k on,

@@ -30,12 +30,12 @@ _tagged = (
 )
 
 
-def _strip(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
+def strip(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """The same operator without any tags: lineax applies a tagged matrix by its tag."""
 
     def strip(op):
         if isinstance(op, lx.TaggedLinearOperator):
-            return _strip(op.operator)
+            return strip(op.operator)
         if isinstance(op, lx.JacobianLinearOperator):
             return lx.JacobianLinearOperator(
                 op.fn, op.x, op.args, jac=op.jac, closure_convert=False
@@ -71,7 +71,7 @@ class _Checked(eqx.Module):
 _functions = (lx.JacobianLinearOperator, lx.FunctionLinearOperator)
 
 
-def _attach(operator, lie: Bool[Array, ""], message: str):
+def attach(operator, lie: Bool[Array, ""], message: str):
     is_function = lambda x: isinstance(x, _functions)
     leaves = jtu.tree_leaves(operator, is_leaf=is_function)
     if not any(map(is_function, leaves)):
@@ -167,7 +167,7 @@ def check_tags(
 
     `equinox.EquinoxRuntimeError`, an `eqx.error_if`, naming the tag that is a lie.
     """
-    read = reader(_strip(operator))
+    read = reader(strip(operator))
     m, n = read.shape
     if m == 0 or n == 0:
         return operator
@@ -181,7 +181,7 @@ def check_tags(
     def check(operator, error, scale, tag):
         lie = error > tolerance * scale
         message = f"`check_tags`: the `{name}` is tagged {tag}, but it is not."
-        return _attach(operator, lie, message)
+        return attach(operator, lie, message)
 
     implied = bandwidth(operator)
     band: dict[int, Inexact[Array, " length"]] = {}

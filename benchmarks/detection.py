@@ -1,0 +1,158 @@
+"""A sparsity pattern is found in the time that tracing takes, or little more.
+
+A stencil, two species on a grid, a triangle; and all residuals and Hessians of sif2jax,
+CUTEst's problems, with up to 120 unknowns. Beside it `asdex`, from the same function,
+where it can be imported. Nothing is cached from one call to the next.
+
+The error is the number of entries that the pattern lacks: of the dense Jacobian at a
+random point for sif2jax, of the pattern that is known for the others. The steps are the
+number of colours, by columns, for the first two; the number of entries for the others.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.sparse as sp
+from jax.flatten_util import ravel_pytree
+
+import lineax_ext as lxe
+from lineax_ext._structure import detect as detection
+from lineax_ext._structure.colour import colour
+
+from .harness import Case, peer, Side
+
+
+Function = Callable[[Any], Any]
+
+
+def stencil(y):
+    return jnp.roll(y, 1) + jnp.roll(y, -1) - (4 + y**2) * y
+
+
+def grid(y):
+    u, v = y
+    laplacian = lambda u: (
+        sum(jnp.roll(u, s, a) for s in (1, -1) for a in (0, 1)) - 4 * u
+    )
+    rate = u**2 * v
+    return jnp.stack([1 + rate - 4 * u + laplacian(u), 3 * u - rate + laplacian(v)])
+
+
+def triangle(y):
+    return jnp.cumsum(y**2) + y
+
+
+def known_stencil(n: int) -> sp.csr_array:
+    at, ones = np.arange(n), np.ones(n, bool)
+    return sum(sp.csr_array((ones, (at, (at + k) % n)), (n, n)) for k in (-1, 0, 1))
+
+
+def known_grid(g: int) -> sp.csr_array:
+    line = known_stencil(g)
+    cell = sp.kron(sp.eye_array(g), line) + sp.kron(line, sp.eye_array(g))
+    return sp.kron(sp.eye_array(2), cell) + sp.kron(
+        np.ones((2, 2)), sp.eye_array(g * g)
+    )
+
+
+def lacking(found: sp.csr_array, expected: Any) -> int:
+    expected = sp.csr_array(expected).astype(bool)
+    return int((expected.astype(int) - expected.multiply(found).astype(int)).nnz)
+
+
+def found_by_us(functions: list[tuple[Function, Any]]) -> list[sp.csr_array]:
+    detection._cache.clear()
+    found = [lxe.infer_pattern(lambda y, _, fn=fn: fn(y), y) for fn, y in functions]
+    return [pattern.to_scipy() for pattern in found]
+
+
+def found_by_asdex(asdex: Any, functions: list[tuple[Function, Any]]):
+    found = []
+    for fn, y in functions:
+        flat, unravel = ravel_pytree(y)
+        flat_fn = lambda y, fn=fn, unravel=unravel: ravel_pytree(fn(unravel(y)))[0]
+        p = asdex.jacobian_sparsity(flat_fn, flat)
+        found.append(
+            sp.coo_array((np.ones(len(p.rows), bool), (p.rows, p.cols)), p.shape)
+        )
+    return found
+
+
+def problems(most: int, count: int | None) -> list[tuple[Function, Any]]:
+    """Residuals and gradients, whose Jacobians are the Hessians."""
+    try:
+        sif2jax = importlib.import_module("sif2jax")
+    except ImportError:
+        return []
+    functions = []
+    for problem in sorted(sif2jax.problems, key=lambda p: type(p).__name__)[:count]:
+        start, unravel = ravel_pytree(problem.y0)
+        if start.size > most:
+            continue
+        if isinstance(problem, sif2jax.AbstractNonlinearEquations):
+            fn = lambda y, p=problem, u=unravel: ravel_pytree(p.constraint(u(y))[0])[0]
+        else:
+            objective = lambda y, p=problem, u=unravel: p.objective(u(y), p.args)
+            fn = jax.grad(objective)
+        try:
+            out = jax.eval_shape(fn, start)
+        except Exception:
+            continue  # of another release of JAX
+        if jnp.issubdtype(out.dtype, jnp.inexact):
+            functions.append((fn, start.astype(float)))
+    return functions
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    def case(panel, x, functions, expected, colours, seconds):
+        def error(found) -> float:
+            return float(sum(map(lacking, found, expected)))
+
+        def steps(found) -> int:
+            entries = [lxe.Pattern.from_scipy(p) for p in found]
+            if colours:
+                return colour(entries[0], "columns").count
+            return sum(map(len, entries))
+
+        sides = {
+            "lineax_ext": Side(lambda: found_by_us(functions), host=True),
+            "asdex": peer(
+                "asdex", lambda asdex: lambda: found_by_asdex(asdex, functions)
+            )._replace(may_fail=True),
+        }
+        return Case(
+            panel=panel,
+            x=x,
+            sides=sides,
+            args=(),
+            error=error,
+            tolerance=0.0,
+            steps=steps,
+            seconds=seconds,
+        )
+
+    for n in (100,) if quick else (1000, 10_000, 100_000):
+        expected = [known_stencil(n)]
+        yield case("a stencil", n, [(stencil, jnp.ones(n))], expected, True, 2.0)
+    for g in (10,) if quick else (100, 300):
+        functions = [(grid, jnp.ones((2, g, g)))]
+        panel = "two species on a grid"
+        yield case(panel, 2 * g * g, functions, [known_grid(g)], True, 2.0)
+    for n in (30,) if quick else (1000, 3000):
+        expected = [np.tril(np.ones((n, n), bool))]
+        functions = [(triangle, jnp.ones(n))]
+        yield case("a triangle", n, functions, expected, False, 1.0)
+
+    functions = problems(8 if quick else 120, 12 if quick else None)
+    expected, rng = [], np.random.default_rng(0)
+    for fn, y in functions:
+        point = y + 0.1 * rng.standard_normal(y.shape)
+        jacobian = np.asarray(jax.jit(jax.jacfwd(fn))(point))
+        expected.append(jacobian != 0)
+    if functions:
+        name = f"{len(functions)} functions"
+        yield case("sif2jax, up to 120 unknowns", name, functions, expected, False, 1.0)

@@ -1,0 +1,189 @@
+"""What is known of an array in the program v ↦ A v, where it does not depend on v."""
+
+import functools as ft
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.extend.core as jex
+import jax.lax as lax
+import jax.numpy as jnp
+import numpy as np
+
+from .index_sets import IndexSets
+
+
+class Constant:
+    """Depends on no argument. Computed when asked for."""
+
+    def __init__(self, evaluate: Callable[[], Any]):
+        self._evaluate = evaluate
+
+    @ft.cached_property
+    def value(self) -> np.ndarray | None:
+        """`None` if it cannot be computed, as by a primitive of some other device."""
+        try:
+            return np.asarray(self._evaluate())
+        except Exception:
+            return None
+
+
+class Unknown:
+    """Depends on the operator, and not on the vector: no value is to be relied on."""
+
+
+Value: TypeAlias = Constant | Unknown | IndexSets
+
+unknown = Unknown()
+
+
+def constant(value: Any) -> Constant:
+    return Constant(lambda: value)
+
+
+def known(x: Value) -> np.ndarray | None:
+    return x.value if isinstance(x, Constant) else None
+
+
+def independent(eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
+    """The outputs of an equation that has no input that depends on v."""
+    if not all(isinstance(x, Constant) for x in ins) or not _is_pure(eqn):
+        return [unknown] * len(eqn.outvars)
+
+    @ft.cache
+    def evaluate():
+        arrays = [known(x) for x in ins]
+        if any(x is None for x in arrays):
+            raise ValueError("An input cannot be computed.")
+        out = _evaluate(eqn, arrays)
+        return out if eqn.primitive.multiple_results else [out]
+
+    return [Constant(lambda i=i: evaluate()[i]) for i in range(len(eqn.outvars))]
+
+
+def _is_pure(eqn: jex.JaxprEqn) -> bool:
+    """Whether it gives the same for the same inputs, of which NumPy knows."""
+    if len(eqn.invars) == 0 and eqn.primitive.name not in ("iota", "empty", "empty2"):
+        return False
+    extended = lambda x: jnp.issubdtype(x.aval.dtype, jax.dtypes.extended)
+    if any(map(extended, (*eqn.invars, *eqn.outvars))):
+        return False
+    return not eqn.effects and "callback" not in eqn.primitive.name
+
+
+#
+# Computing constants: by NumPy where that is exactly the same, as each new shape costs
+# 10 to 40 ms of compilation otherwise
+#
+
+
+def broadcast_in_dim(x: np.ndarray, *_, shape, broadcast_dimensions, **__):
+    shaped = [1] * len(shape)
+    for size, dim in zip(x.shape, broadcast_dimensions):
+        shaped[dim] = size
+    return np.broadcast_to(x.reshape(shaped), shape)
+
+
+def pad(x: np.ndarray, value: Any, *, padding_config, **_):
+    """With a negative amount of padding, too, and between the entries."""
+    inner = [
+        max(0, n + max(0, n - 1) * i) for n, (_, _, i) in zip(x.shape, padding_config)
+    ]
+    shape = [
+        n + max(lo, 0) + max(hi, 0) for n, (lo, hi, _) in zip(inner, padding_config)
+    ]
+    out = np.full(shape, value, x.dtype)
+    at = [
+        slice(max(lo, 0), max(lo, 0) + n, i + 1)
+        for n, (lo, _, i) in zip(inner, padding_config)
+    ]
+    if x.size > 0:
+        out[tuple(at)] = x
+    cut = [
+        slice(max(-lo, 0), max(n - max(-hi, 0), 0))
+        for n, (lo, hi, _) in zip(shape, padding_config)
+    ]
+    return out[tuple(cut)]
+
+
+def slice_(x, *, start_indices, limit_indices, strides, **_):
+    strides = strides or (1,) * x.ndim
+    return x[tuple(map(slice, start_indices, limit_indices, strides))]
+
+
+def split(x, *, sizes, axis, **_):
+    return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+
+MOVES: dict[str, Callable[..., Any]] = {
+    "reshape": lambda x, *_, new_sizes, **__: x.reshape(new_sizes),
+    "transpose": lambda x, *, permutation, **_: x.transpose(permutation),
+    "squeeze": lambda x, *, dimensions, **_: x.squeeze(dimensions),
+    "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, dimensions),
+    "rev": lambda x, *, dimensions, **_: np.flip(x, dimensions),
+    "slice": slice_,
+    "broadcast_in_dim": broadcast_in_dim,
+    "concatenate": lambda *xs, dimension, **_: np.concatenate(xs, dimension),
+    "stack": lambda *xs, axis, **_: np.stack(xs, axis),
+    "tile": lambda x, *, reps, **_: np.tile(x, reps),
+    "split": split,
+    "unstack": lambda x, *, axis, **_: list(np.moveaxis(x, axis, 0)),
+}
+
+
+def _like(ufunc):
+    return lambda x, y, **_: ufunc(x, y) if x.dtype == y.dtype else NotImplemented
+
+
+def _convert(x, *, new_dtype, **_):
+    exact = x.dtype == bool or np.issubdtype(x.dtype, np.integer)
+    exact = exact or np.issubdtype(new_dtype, np.inexact) and x.dtype.kind in "fc"
+    exact = exact and not (x.dtype.kind == "c" and np.dtype(new_dtype).kind != "c")
+    return x.astype(new_dtype) if exact else NotImplemented
+
+
+def _select(which, *cases):
+    if which.dtype != bool or len(cases) > 2:
+        return NotImplemented
+    return np.where(which, cases[-1], cases[0]) if len(cases) == 2 else cases[0]
+
+
+_numpy: dict[str, Callable[..., Any]] = MOVES | {
+    "pad": pad,
+    "add": _like(np.add),
+    "sub": _like(np.subtract),
+    "mul": _like(np.multiply),
+    "neg": lambda x: np.negative(x),
+    "max": _like(np.maximum),
+    "min": _like(np.minimum),
+    "lt": _like(np.less),
+    "le": _like(np.less_equal),
+    "gt": _like(np.greater),
+    "ge": _like(np.greater_equal),
+    "eq": _like(np.equal),
+    "ne": _like(np.not_equal),
+    "and": _like(np.bitwise_and),
+    "or": _like(np.bitwise_or),
+    "not": lambda x: np.invert(x),
+    "copy": lambda x: x,
+    "select_n": _select,
+    "convert_element_type": _convert,
+}
+
+
+def _evaluate(eqn: jex.JaxprEqn, arrays: Sequence[Any]) -> Any:
+    name = eqn.primitive.name
+    if name == "iota":
+        dtype, shape = eqn.params["dtype"], eqn.params["shape"]
+        dim = eqn.params["dimension"]
+        line = np.arange(shape[dim]).astype(dtype)
+        return broadcast_in_dim(line, shape=shape, broadcast_dimensions=(dim,))
+    if name in _numpy:
+        with np.errstate(all="ignore"):
+            out = _numpy[name](*arrays, **eqn.params)
+        if out is not NotImplemented:
+            return out
+    with jax.ensure_compile_time_eval():
+        convert = lambda x, atom: lax.convert_element_type(x, atom.aval.dtype)
+        arrays = [convert(x, atom) for x, atom in zip(arrays, eqn.invars)]
+        return eqn.primitive.bind(*arrays, **eqn.params)
