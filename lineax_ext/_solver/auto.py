@@ -133,6 +133,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     """
 
     well_posed: bool | None = eqx.field(static=True, default=None)
+    pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         if self.well_posed not in (None, True, False):
@@ -166,7 +167,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         return self._detected(operator)
 
     def _detected(self, operator: lx.AbstractLinearOperator) -> _AutoStructuredState:
-        pattern = detect(operator)
+        pattern = detect(operator) if self.pattern is None else self.pattern
         arrangement = None if pattern is None else arrange(pattern)
         if pattern is None or arrangement is None or arrangement.kind == "dense":
             return self._dense(operator, pattern)
