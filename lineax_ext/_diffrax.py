@@ -73,9 +73,14 @@ def structured(
     !!! Example
 
         ```python
+        import diffrax as dfx
+
+        term = dfx.ODETerm(lambda t, y, args: vector - operator.mv(y))
         solver = lxe.structured(dfx.Kvaerno5())
-        controller = dfx.PIDController(rtol=1e-6, atol=1e-8)
-        dfx.diffeqsolve(term, solver, t0, t1, dt0, y0, stepsize_controller=controller)
+        controller = dfx.PIDController(rtol=1e-8, atol=1e-8)
+        solution = dfx.diffeqsolve(
+            term, solver, 0.0, 1.0, None, 0 * vector, stepsize_controller=controller
+        )
         ```
 
     **Arguments:**
