@@ -111,8 +111,8 @@ def structured(
 
     if not isinstance(solver, dfx.AbstractSolver):
         raise ValueError(
-            f"`structured` was given a `{type(solver).__name__}`, which is no solver of "
-            "diffrax. Pass one such as `diffrax.Kvaerno5()`, and the result to "
+            f"`structured` was given a `{type(solver).__name__}`, which is no solver "
+            "of diffrax. Pass one such as `diffrax.Kvaerno5()`, and the result to "
             "`diffrax.diffeqsolve`."
         )
     if type(solver) in _plain:
@@ -124,14 +124,15 @@ def structured(
         return _of_class(_wrapper_class(type(solver)), solver)
     if not isinstance(solver, dfx.AbstractImplicitSolver):
         raise ValueError(
-            f"`structured` was given `{name}`, an explicit solver, which has nothing to "
-            "solve. Implicit ones are `diffrax.Kvaerno5`, `diffrax.KenCarp4` and others."
+            f"`structured` was given `{name}`, an explicit solver, which has nothing "
+            "to solve. Implicit ones are `diffrax.Kvaerno5`, `diffrax.KenCarp4` and "
+            "others."
         )
     if not hasattr(solver.root_finder, "linear_solver"):
         raise ValueError(
             f"`structured` sets the linear solver of a root finder; that of `{name}`, "
-            f"`{type(solver.root_finder).__name__}`, has none. Use `diffrax.VeryChord`, "
-            "`optimistix.Chord` or `optimistix.Newton`."
+            f"`{type(solver.root_finder).__name__}`, has none. Use "
+            "`diffrax.VeryChord`, `optimistix.Chord` or `optimistix.Newton`."
         )
     return _of_class(_structured_class(type(solver)), _with(solver, linear_solver))
 
@@ -264,8 +265,10 @@ def _shapes(tree: PyTree) -> tuple:
 
 def _pattern(fn: Callable, y: PyTree[Array], *args: PyTree) -> Pattern | None:
     """Where ∂fn/∂y may have entries. What JAX traces is an argument, as it is unknown;
-    everything else is a constant, and its zeros count."""
-    unknown, known = eqx.partition(args, lambda x: isinstance(x, Tracer))
+    everything else is a constant, and its zeros count. (As an argument, what is weakly
+    typed would lose that, and promote y.)"""
+    is_unknown = lambda x: isinstance(x, Tracer) and not x.weak_type
+    unknown, known = eqx.partition(args, is_unknown)
     closed = lambda y, unknown: fn(y, *eqx.combine(unknown, known))
     return detect(lx.JacobianLinearOperator(closed, y, unknown, closure_convert=False))
 

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import functools as ft
 import inspect
 import subprocess
 import sys
@@ -158,8 +157,8 @@ def test_pattern():
     i = np.arange(N - 1)
     pattern = lxe.Pattern([*i, *i + 1], [*i + 1, *i], (N, N))
     linear_solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
-    sine = lambda t, u, args: args * (
-        jnp.sin(jnp.pad(u[1:], (0, 1))) - jnp.sin(jnp.pad(u[:-1], (1, 0)))
+    sine = lambda t, u, args: (
+        args * (jnp.sin(jnp.pad(u[1:], (0, 1))) - jnp.sin(jnp.pad(u[:-1], (1, 0))))
     )
     _assert_as_plain(dfx.Kvaerno3(), linear_solver, term=sine)
 
@@ -310,7 +309,9 @@ def test_dtype(dtype):
         )
         return jax.jit(jax.grad(fn, has_aux=True))(jnp.asarray(0.01, real))
 
-    _assert_as_plain(dfx.Kvaerno3(), run=run, rtol=1e-10 if dtype != np.float32 else 1e-4)
+    _assert_as_plain(
+        dfx.Kvaerno3(), run=run, rtol=1e-10 if dtype != np.float32 else 1e-4
+    )
 
 
 #
