@@ -57,12 +57,12 @@ def _one_step(solver, term=_allen_cahn):
     terms = dfx.ODETerm(term) if callable(term) else term
 
     def fn(args):
-        y0, t1 = jnp.asarray(START), 1e-3
-        state = solver.init(terms, 0.0, t1, y0, args)
-        y1, error, *_ = solver.step(terms, 0.0, t1, y0, args, state, False)
+        y0, t0, t1 = map(jnp.asarray, (START, np.array(0.0), np.array(1e-3)))
+        state = solver.init(terms, t0, t1, y0, args)
+        y1, error, *_ = solver.step(terms, t0, t1, y0, args, state, False)
         return jnp.sum(y1**2), (y1, error)
 
-    return jax.jit(jax.grad(fn, has_aux=True))(0.01)
+    return jax.jit(jax.grad(fn, has_aux=True))(np.array(0.01))
 
 
 def _assert_as_plain(plain, linear_solver=None, run=_gradient, rtol=1e-10, **kwargs):
