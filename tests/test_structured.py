@@ -312,8 +312,8 @@ def test_vmap_over_trees():
         def fn(y0, args):
             return _loss(solver, args, y0=y0, term=field)
 
-        scales = jnp.asarray([0.5, 1.0])[:, None, None]
-        y0 = {"a": scales * START[:4].reshape(2, 2), "b": scales[:, 0] * START[4:]}
+        one = {"a": START[:4].reshape(2, 2), "b": START[4:]}
+        y0 = jax.tree.map(lambda x: np.stack([x / 2, x]), one)
         gradient = jax.grad(fn, argnums=(0, 1), has_aux=True)
         return jax.jit(jax.vmap(gradient))(y0, jnp.asarray([0.01, 0.02]))
 
