@@ -13,6 +13,7 @@ from ._determinant import (
     logdet as logdet,
     slogdet as slogdet,
 )
+from ._diffrax import structured as structured
 from ._least_squares import (
     DampedNewtonDescent as DampedNewtonDescent,
     GainRatioTrustRegion as GainRatioTrustRegion,

@@ -1,0 +1,280 @@
+"""What plugs into diffrax: an implicit solver whose linear solves have structure.
+
+diffrax 0.7.2 has an argument for the linear solver of a stage, deep inside of a root
+finder, and none for that of its derivative: `step` calls `optx.root_find` without
+`adjoint`. The solvers made here run a copy of that very `step`, whose global name
+`optx` leads to a `root_find` with the adjoint filled in. Nothing of diffrax is changed:
+there is nothing to restore, other threads see nothing of it, and neither does a
+`root_find` that the vector field calls itself.
+
+diffrax is imported when it is used, and not before.
+"""
+
+import dataclasses
+import functools as ft
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any, TYPE_CHECKING, TypeVar
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jax.core import Tracer
+from jaxtyping import Array, PyTree
+
+from ._flat import tree_size
+from ._solver.auto import AutoStructuredLinearSolver
+from ._structure.detect import detect
+from ._structure.pattern import Pattern
+
+
+if TYPE_CHECKING:
+    import diffrax as dfx
+
+
+_Solver = TypeVar("_Solver", bound="dfx.AbstractSolver")
+
+
+def structured(
+    solver: _Solver,
+    linear_solver: lx.AbstractLinearSolver = AutoStructuredLinearSolver(),
+) -> _Solver:
+    """The same diffrax solver, with stages and their derivatives by `linear_solver`.
+
+    An implicit solver of diffrax finds every stage k of a step from
+
+        k − f(t, y + γ k Δt) = 0,
+
+    by Newton's method, with the matrix I − γ Δt ∂f/∂y. The derivative of the stage is a
+    solve with that matrix, too: in diffrax 0.7.2 a dense one, whatever solves the
+    stage. Here both are up to `linear_solver`; steps and results are those of `solver`.
+
+    Needs no tags. The sparsity pattern of ∂f/∂y is found from the term itself, before
+    diffrax and optimistix have made arguments of its constants: the zeros of a matrix
+    or the entries of an index array that the vector field closes over are known. What
+    arrives through `args`, as a field of a module or from an enclosing `jit` is not: it
+    may have any value. Tags, where diffrax hands them over, come first.
+
+    Takes every implicit solver that diffrax has: `ImplicitEuler`, `Kvaerno3` to
+    `Kvaerno5`, of `KenCarp3` to `KenCarp5` and `Sil3` the implicit term, and wrappers
+    such as `HalfSolver` around one of them. The root finder keeps its settings, and its
+    tolerances come from the step size controller where they did before. All of
+    diffrax's adjoints can be used. `diffrax.BacksolveAdjoint` solves a differential
+    equation of its own, whose pattern is found in its stages, and
+    `diffrax.ImplicitAdjoint` has a linear solver of its own.
+
+    Costs, a step: one factorisation, and then a solve for each iteration and for the
+    derivative of each stage, as `linear_solver` promises them. For a band that is O(n).
+
+    !!! Example
+
+        ```python
+        import diffrax as dfx
+
+        term = dfx.ODETerm(lambda t, y, args: vector - operator.mv(y))
+        solver = lxe.structured(dfx.Kvaerno5())
+        controller = dfx.PIDController(rtol=1e-8, atol=1e-8)
+        solution = dfx.diffeqsolve(
+            term, solver, 0.0, 1.0, None, 0 * vector, stepsize_controller=controller
+        )
+        ```
+
+    **Arguments:**
+
+    - `solver`: an implicit solver of diffrax, whose root finder has a `linear_solver`,
+        as `diffrax.VeryChord`, `optimistix.Chord` and `optimistix.Newton` have.
+    - `linear_solver`: what replaces it. If it is an `AutoStructuredLinearSolver` with a
+        pattern, that is taken for the pattern of ∂f/∂y. Any other solver must take the
+        operator as it comes, such as [`lineax_ext.TaggedLinearSolver`][].
+
+    **Returns:**
+
+    A solver of a subclass of `type(solver)`.
+
+    **Raises:**
+
+    `ValueError` for what is no solver of diffrax, for an explicit one, and for a root
+    finder without a linear solver.
+
+    ??? cite "References"
+
+        Kværnø, *Singly diagonally implicit Runge–Kutta methods with an explicit first
+        stage*, BIT Numerical Mathematics 44 (2004),
+        doi:10.1023/B:BITN.0000046811.70614.38. Blondel et al., *Efficient and Modular
+        Implicit Differentiation* (2022), arXiv:2105.15183.
+    """
+    import diffrax as dfx
+
+    if not isinstance(solver, dfx.AbstractSolver):
+        raise ValueError(
+            f"`structured` was given a `{type(solver).__name__}`, which is no solver "
+            "of diffrax. Pass one such as `diffrax.Kvaerno5()`, and the result to "
+            "`diffrax.diffeqsolve`."
+        )
+    if type(solver) in _plain:
+        solver = _of_class(_plain[type(solver)], solver)
+    name = type(solver).__name__
+    if isinstance(solver, dfx.AbstractWrappedSolver):
+        inner = structured(solver.solver, linear_solver)
+        solver = eqx.tree_at(lambda s: s.solver, solver, inner)
+        return _of_class(_wrapper_class(type(solver)), solver)
+    if not isinstance(solver, dfx.AbstractImplicitSolver):
+        raise ValueError(
+            f"`structured` was given `{name}`, an explicit solver, which has nothing "
+            "to solve. Implicit ones are `diffrax.Kvaerno5`, `diffrax.KenCarp4` and "
+            "others."
+        )
+    if not hasattr(solver.root_finder, "linear_solver"):
+        raise ValueError(
+            f"`structured` sets the linear solver of a root finder; that of `{name}`, "
+            f"`{type(solver.root_finder).__name__}`, has none. Use "
+            "`diffrax.VeryChord`, `optimistix.Chord` or `optimistix.Newton`."
+        )
+    return _of_class(_structured_class(type(solver)), _with(solver, linear_solver))
+
+
+def _with(solver: Any, linear_solver: lx.AbstractLinearSolver) -> Any:
+    where = lambda s: s.root_finder.linear_solver
+    # A linear solver may be without leaves, and is replaced as a whole all the same.
+    is_leaf = lambda x: isinstance(x, lx.AbstractLinearSolver)
+    return eqx.tree_at(where, solver, linear_solver, is_leaf=is_leaf)
+
+
+#
+# Classes, made once each: JAX takes two for different pytrees
+#
+
+_plain: dict[type, type] = {}  # of each that was made: what it was made from
+
+
+def _of_class(cls: type, solver: Any) -> Any:
+    """`solver` as an instance of `cls`, which has the same fields."""
+    out = object.__new__(cls)
+    for field in dataclasses.fields(solver):
+        object.__setattr__(out, field.name, getattr(solver, field.name))
+    return out
+
+
+def _subclass(cls: type, **attributes) -> type:
+    attributes |= {"__doc__": cls.__doc__, "__module__": __name__}
+    name = f"Structured{cls.__name__}"
+    out = types.new_class(name, (cls,), {}, lambda body: body.update(attributes))
+    _plain[out] = cls
+    return out
+
+
+@ft.cache
+def _structured_class(cls: Any) -> type:
+    inner_step = _with_adjoint(cls.step, cls.__name__)
+
+    def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
+        linear_solver = self.root_finder.linear_solver
+        if isinstance(linear_solver, AutoStructuredLinearSolver):
+            pattern = _stage_pattern(self, terms, t0, t1, y0, args)
+            self = _with(self, dataclasses.replace(linear_solver, pattern=pattern))
+        return inner_step(self, terms, t0, t1, y0, args, solver_state, made_jump)
+
+    return _subclass(cls, step=step)
+
+
+@ft.cache
+def _wrapper_class(cls: type) -> type:
+    # diffrax takes a wrapper for what it wraps, and asks it for these; `HalfSolver`
+    # has none of them.
+    names = ("root_finder", "root_find_max_steps", "scan_kind")
+    of_inner = lambda name: property(lambda self: getattr(self.solver, name))
+    return _subclass(cls, **{x: of_inner(x) for x in names if not hasattr(cls, x)})
+
+
+#
+# The adjoint
+#
+
+
+def _root_find(fn, solver, *args, **kwargs):
+    kwargs.setdefault("adjoint", optx.ImplicitAdjoint(solver.linear_solver))
+    return optx.root_find(fn, solver, *args, **kwargs)
+
+
+def _with_adjoint(step: Any, name: str) -> types.FunctionType:
+    """`step`, where it names `optx.root_find` meaning `_root_find`."""
+    step = inspect.unwrap(step)
+    optimistix = types.ModuleType(optx.__name__)
+    optimistix.__dict__.update(vars(optx), root_find=_root_find)
+
+    def replaced(x):
+        if x is optx.root_find:
+            return _root_find
+        return optimistix if x is optx else x
+
+    names = {k: replaced(x) for k, x in step.__globals__.items()}
+    if all(names[k] is x for k, x in step.__globals__.items()):
+        raise ValueError(
+            f"`structured` found no `optx.root_find` in `{name}.step`, and cannot tell "
+            "it how to differentiate a stage."
+        )
+    out = types.FunctionType(
+        step.__code__, names, step.__name__, step.__defaults__, step.__closure__
+    )
+    out.__kwdefaults__ = step.__kwdefaults__
+    return out
+
+
+#
+# The pattern
+#
+
+
+def _stage_pattern(
+    solver: Any, terms: Any, t0: Any, t1: Any, y: PyTree, args: PyTree
+) -> Pattern | None:
+    """That of the matrix of a stage, I − γ Δt ∂f/∂y, or `None` where it is another one.
+
+    diffrax solves for f or for k = f Δt. The pattern is the same if Δt multiplies f
+    entry by entry. Terms of stochastic equations, and those of
+    `diffrax.BacksolveAdjoint`, are left to the linear solver.
+    """
+    import diffrax as dfx
+
+    term, tableau = terms, getattr(solver, "tableau", None)
+    if isinstance(tableau, dfx.MultiButcherTableau):
+        pairs = zip(tableau.tableaus, terms.terms)
+        (term,) = [term for tableau, term in pairs if tableau.implicit]
+    f = eqx.filter_eval_shape(term.vf, t0, y, args)
+    if tree_size(y) == 0 or _shapes(f) != _shapes(y):
+        return None
+    control = term.contr(t0, t1)
+    product = _pattern(lambda f, term, c: term.prod(f, c), y, term, control)
+    if product is None or product.bandwidth != (0, 0):
+        return None
+    pattern = solver.root_finder.linear_solver.pattern
+    if pattern is None:
+        vector_field = lambda y, term, t, args: term.vf(t, y, args)
+        pattern = _pattern(vector_field, y, term, t0, args)
+    return None if pattern is None else _with_diagonal(pattern)
+
+
+def _shapes(tree: PyTree) -> tuple:
+    leaves, structure = jtu.tree_flatten(tree)
+    return structure, [jnp.shape(x) for x in leaves]
+
+
+def _pattern(fn: Callable, y: PyTree[Array], *args: PyTree) -> Pattern | None:
+    """Where ∂fn/∂y may have entries. What JAX traces is an argument, as it is unknown;
+    everything else is a constant, and its zeros count. (As an argument, what is weakly
+    typed would lose that, and promote y.)"""
+    is_unknown = lambda x: isinstance(x, Tracer) and not x.weak_type
+    unknown, known = eqx.partition(args, is_unknown)
+    closed = lambda y, unknown: fn(y, *eqx.combine(unknown, known))
+    return detect(lx.JacobianLinearOperator(closed, y, unknown, closure_convert=False))
+
+
+@ft.lru_cache(maxsize=64)
+def _with_diagonal(pattern: Pattern) -> Pattern:
+    i = np.arange(min(pattern.shape))
+    rows, cols = np.append(pattern.rows, i), np.append(pattern.cols, i)
+    return Pattern(rows, cols, pattern.shape)
