@@ -1,0 +1,1 @@
+"""Factorisations of arrays: no operator and no lineax solver in here."""
