@@ -29,6 +29,13 @@ class Fronts(NamedTuple):
     def boundaries(self) -> np.ndarray:
         return np.array([len(b) for b in self.boundary], np.int64)
 
+    def places(self, f: int, index: np.ndarray, top: int) -> np.ndarray:
+        """Where those at `index` in `order` are in front f, if it has `top` places for
+        its pivots."""
+        start, end = self.starts[f], self.starts[f + 1]
+        beyond = top + np.searchsorted(self.boundary[f], index)
+        return np.where(index < end, index - start, beyond)
+
 
 def seconds(p, u):
     """What a front of p pivots and u others takes, roughly: measured on two cores.

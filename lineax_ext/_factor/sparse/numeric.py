@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._solver.householder import matmul
 from .entries import layouts, reduce_rows
-from .pivot_block import invert
+from .pivot_block import invert, signs
 from .schedule import Class
 from .symbolic import Symbolic
 
@@ -23,8 +23,8 @@ class Factors(eqx.Module):
     `up` A⁻¹ B; for each class, of shape (steps, batch, ...). They are those of the
     matrix scaled by `row_scale` and `col_scale`, powers of two.
 
+    `marks`: of each pivot, its place in its front's permutation, and itself.
     `raised`: whether a pivot was raised, so that they are of a matrix nearby.
-    `sign`, `logabsdet`: of the determinant of the matrix that they are of.
     `failed`: whether, of a Cholesky factorisation, a pivot was not positive.
     """
 
@@ -33,8 +33,7 @@ class Factors(eqx.Module):
     col_scale: Real[Array, " n"]
     down: tuple[Inexact[Array, "steps batch p+u p"], ...]
     up: tuple[Inexact[Array, "steps batch p u"], ...]
-    sign: Inexact[Array, ""]
-    logabsdet: Real[Array, ""]
+    marks: tuple[Inexact[Array, "steps batch 2 p"], ...]
     raised: Bool[Array, ""]
     failed: Bool[Array, ""]
 
@@ -46,62 +45,71 @@ def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
     """
     row_scale, col_scale = _equilibrate(symbolic, values)
     pattern, plan = symbolic.pattern, symbolic.schedule
-    scaled = values
-    if len(pattern) > 0:
-        scale = row_scale[pattern.rows] * col_scale[pattern.cols]
-        scaled = values * scale.astype(values.dtype)
-    real = row_scale.dtype
+    scale = row_scale[pattern.rows] * col_scale[pattern.cols]
+    scaled = values * scale.astype(values.dtype)
     scaled = jnp.append(scaled, jnp.zeros((), scaled.dtype))
     # Relative to the largest entry, which is about one.
-    least = jnp.asarray(np.sqrt(float(jnp.finfo(real).eps)), real)
-    state = _State(
-        jnp.zeros((max(plan.updates, 1),), values.dtype),
-        jnp.asarray(symbolic.parity, values.dtype),
-        jnp.zeros((), real),
-        jnp.array(False),
-        jnp.array(False),
-    )
-    down, up = [], []
+    eps = float(jnp.finfo(row_scale.dtype).eps)
+    least = jnp.asarray(np.sqrt(eps), row_scale.dtype)
+    updates = jnp.zeros((max(plan.updates, 1),), values.dtype)
+    down, up, marks = [], [], []
     for kind in plan.classes:
-        state, (d, u) = _eliminate(kind, scaled, state, least, symbolic.symmetric)
+        updates, (d, u, m) = _eliminate(
+            kind, scaled, updates, least, symbolic.symmetric
+        )
         down.append(d)
         up.append(u)
-    shift = jnp.sum(jnp.log(row_scale)) + jnp.sum(jnp.log(col_scale))
+        marks.append(m)
+    pivots = jnp.concatenate(
+        [m[:, :, 1].reshape(-1) for m in marks] or [jnp.ones((0,), values.dtype)]
+    )
+    raised = jnp.any(jnp.abs(pivots) <= least * (1 + 8 * eps))
+    failed = ~jnp.all(pivots.real > 0) if symbolic.symmetric else jnp.array(False)
     return Factors(
         values,
         row_scale,
         col_scale,
         tuple(down),
         tuple(up),
-        state.sign,
-        state.logabsdet - shift,
-        state.raised,
-        state.failed,
+        tuple(marks),
+        raised,
+        failed,
     )
 
 
-class _State(eqx.Module):
-    updates: Array
-    sign: Array
-    logabsdet: Array
-    raised: Array
-    failed: Array
+def determinant(
+    symbolic: Symbolic, factors: Factors
+) -> tuple[Inexact[Array, ""], Real[Array, ""]]:
+    """`(sign, logabsdet)`; of a matrix nearby, if `factors.raised`.
+
+    Cost: O(n).
+    """
+    dtype, real = factors.values.dtype, factors.row_scale.dtype
+    sign = jnp.asarray(symbolic.parity, dtype)
+    total = -jnp.sum(jnp.log(factors.row_scale)) - jnp.sum(jnp.log(factors.col_scale))
+    for marks in factors.marks:
+        pivots = marks[:, :, 1]
+        magnitude = jnp.abs(pivots)
+        total = total + jnp.sum(jnp.log(magnitude))
+        sign = sign * jnp.prod(pivots / magnitude.astype(dtype))
+        sign = sign * jnp.prod(signs(marks)).astype(dtype)
+    return sign, total.astype(real)
 
 
-def _eliminate(kind: Class, values, state: _State, least, symmetric: bool):
+def _eliminate(kind: Class, values, updates, least, symmetric: bool):
     p, u, batch = kind.p, kind.u, kind.batch
     full = p + u
     dtype = values.dtype
-    diagonal = lax.broadcasted_iota(jnp.int32, (batch, p), 1)
+    row, column = (lax.broadcasted_iota(jnp.int32, (1, p, p), i) for i in (1, 2))
     maps, bases = jnp.asarray(kind.maps), jnp.asarray(kind.bases)
-    # Beyond the pivots that a front has, its pivot block is the identity.
 
-    def step(state, x):
+    def step(updates, x):
         s, most, source, target, children, size = x
-        front = jnp.zeros((batch * full * full + 1,), dtype)
+        front = jnp.zeros((batch * full * full,), dtype)
         taken = values.at[source].get(mode="promise_in_bounds")
-        front = front.at[target].set(taken, mode="promise_in_bounds")
-        front = front[:-1].reshape(batch, full, full)
+        # What pads `target` lies outside.
+        front = front.at[target].set(taken, mode="drop", unique_indices=True)
+        front = front.reshape(batch, full, full)
 
         def extend(r, front):
             place = lax.dynamic_index_in_dim(maps, r, keepdims=False)
@@ -110,39 +118,26 @@ def _eliminate(kind: Class, values, state: _State, least, symmetric: bool):
             there = (i >= 0) & (j >= 0)
             at = base[:, 0, None, None] + i * base[:, 1, None, None] + j
             at = jnp.where(there, at, 0)
-            update = state.updates.at[at].get(mode="promise_in_bounds")
+            update = updates.at[at].get(mode="promise_in_bounds")
             return front + jnp.where(there, update, 0)
 
         front = lax.fori_loop(children[0], children[1], extend, front)
-        pad = (diagonal >= size[:, None])[:, :, None]
-        eye = diagonal[:, :, None] == diagonal[:, None, :]
-        a = jnp.where(pad & eye, 1, front[:, :p, :p])
-        block = invert(a, most, least)
-        b, c = front[:, :p, p:], front[:, p:, :p]
-        up = matmul(block.inverse, b)
-        low = matmul(c, block.inverse)
+        # Beyond the pivots that a front has, its pivot block is the identity.
+        pad = (row == column) & (row >= size[:, None, None])
+        a = jnp.where(pad, 1, front[:, :p, :p])
+        inverse, marks = invert(a, most, least, not symmetric)
+        c = front[:, p:, :p]
+        up = matmul(inverse, front[:, :p, p:])
+        low = jnp.conj(up.mT) if symmetric else matmul(c, inverse)
         update = front[:, p:, p:] - matmul(c, up)
         updates = lax.dynamic_update_slice_in_dim(
-            state.updates, update.reshape(-1), kind.update + s * (batch * u * u), 0
+            updates, update.reshape(-1), kind.update + s * (batch * u * u), 0
         )
-        magnitude = jnp.abs(block.pivots)
-        phase = block.pivots / magnitude.astype(dtype)
-        sign = jnp.prod(phase) * jnp.prod(block.sign).astype(dtype)
-        failed = state.failed
-        if symmetric:
-            failed = failed | ~jnp.all(block.pivots.real > 0)
-        state = _State(
-            updates,
-            state.sign * sign,
-            state.logabsdet + jnp.sum(jnp.log(magnitude)),
-            state.raised | block.raised,
-            failed,
-        )
-        return state, (jnp.concatenate([block.inverse, low], axis=1), up)
+        return updates, (jnp.concatenate([inverse, low], axis=1), up, marks)
 
     steps = np.arange(kind.steps, dtype=np.int32)
     x = (steps, kind.pivots, kind.source, kind.target, kind.children, kind.sizes)
-    return lax.scan(step, state, jax.tree_util.tree_map(jnp.asarray, x))
+    return lax.scan(step, updates, jax.tree_util.tree_map(jnp.asarray, x))
 
 
 def _equilibrate(symbolic: Symbolic, values: Array) -> tuple[Array, Array]:

@@ -1,111 +1,113 @@
 """Inverses of pivot blocks: Gauss–Jordan elimination, batched, without LAPACK."""
 
-from typing import NamedTuple
-
 import jax.lax as lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Inexact, Int, Real
+from jaxtyping import Array, Inexact, Int, Real
 
 from ..._solver.householder import matmul
 
 
-class PivotBlock(NamedTuple):
-    """`pivots`, in no order, and `sign`, that of their permutation, are those of the
-    determinant."""
-
-    inverse: Inexact[Array, "c p p"]
-    pivots: Inexact[Array, "c p"]
-    sign: Real[Array, " c"]
-    raised: Bool[Array, ""]
-
-
 def invert(
-    blocks: Inexact[Array, "c p p"], most: Int[Array, ""], least: Real[Array, ""]
-) -> PivotBlock:
+    blocks: Inexact[Array, "c p p"],
+    most: Int[Array, ""],
+    least: Real[Array, ""],
+    pivoted: bool,
+) -> tuple[Inexact[Array, "c p p"], Inexact[Array, "c 2 p"]]:
     """A⁻¹ of each block, of which the first `most` columns are eliminated; the others
     have to be those of the identity.
 
-    In row k the largest entry in an unused column is the pivot. Columns do not change
-    places, but are marked with k: a permutation at the end is one gather, and in a step
-    it would be two. A pivot smaller than `least` is raised to it.
+    In row k the largest entry in an unused column is the pivot; if not `pivoted`, that
+    on the diagonal. Columns do not change places, but are marked with k: a permutation
+    at the end is one gather. A pivot smaller than `least` is raised to it.
 
     Rows are eliminated by panels. The loop over the rows of a panel touches the panel
-    alone; the other rows follow by a product.
+    alone; the other rows follow by a product. What it carries is one array, and it has
+    six kernels: with an array for each of what it knows there were fifteen, and it took
+    twice as long to compile.
+
+    **Returns:** the inverses; and of each column, the row that it was the pivot of, or
+    -1, and the pivot, or 1.
     """
     c, p, _ = blocks.shape
+    dtype = blocks.dtype
     size = p if p <= 32 else 16
-    real = jnp.finfo(blocks.dtype).dtype
-    column = lax.broadcasted_iota(jnp.int32, (c, p), 1)
-    local = lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
+    iota = lambda shape, axis: lax.broadcasted_iota(jnp.int32, shape, axis)
+    column, local = iota((c, p), 1), iota((1, size + 2, 1), 1)
+    lead = iota((c, size + 2), 0) * ((size + 2) * p) + iota((c, size + 2), 1) * p
 
     def step(j, state):
-        panel, rank, pivots, raised, start = state
-        row = lax.dynamic_slice_in_dim(panel, j, 1, axis=1)[:, 0]
-        magnitude = jnp.where(rank < p, -1, jnp.abs(row))
-        largest = jnp.max(magnitude, axis=1, keepdims=True)
-        at = jnp.min(jnp.where(magnitude == largest, column, p - 1), 1, keepdims=True)
-        hot = column == at
-        pivot = jnp.take_along_axis(row, at, axis=1, mode="promise_in_bounds")
-        small = largest < least
-        unit = jnp.where(largest > 0, pivot / largest.astype(pivot.dtype), 1)
-        pivot = jnp.where(small, unit * least.astype(pivot.dtype), pivot)
-        taken = jnp.take_along_axis(
-            panel, at[:, None, :], axis=2, mode="promise_in_bounds"
-        )
-        taken = jnp.where(local == j, 1, taken) / pivot[:, :, None]
-        rest = jnp.where(local == j, 0, panel) - taken * row[:, None, :]
-        panel = jnp.where(hot[:, None, :], taken, rest)
-        rank = jnp.where(hot, start + j, rank)
-        pivots = jnp.where(hot, pivot, pivots)
-        return panel, rank, pivots, raised | jnp.any(small), start
+        panel, start = state
+        row = lax.dynamic_slice_in_dim(panel, j, 1, axis=1)
+        if pivoted:
+            unused = panel[:, size].real < 0
+            magnitude = jnp.where(unused, jnp.abs(row[:, 0]), -1)
+            at = lax.argmax(magnitude, 1, jnp.int32)[:, None]
+            taken = panel.reshape(-1).at[lead + at].get(mode="promise_in_bounds")
+            taken, hot = taken[:, :, None], (column == at)[:, None, :]
+        else:
+            taken = lax.dynamic_slice_in_dim(panel, start + j, 1, axis=2)
+            hot = (column == start + j)[:, None, :]
+        pivot = lax.dynamic_slice_in_dim(taken, j, 1, axis=1)
+        length = jnp.abs(pivot)
+        unit = jnp.where(length > 0, pivot / length.astype(dtype), 1)
+        pivot = jnp.where(length < least, unit * least.astype(dtype), pivot)
+        taken = jnp.where(local == j, 1, taken) / pivot
+        mark = jnp.where(local == size, (start + j).astype(dtype), pivot)
+        taken = jnp.where(local >= size, mark, taken)
+        factor = jnp.where(local >= size, 0, taken) * row
+        rest = jnp.where(local == j, 0, panel) - factor
+        return jnp.where(hot, taken, rest), start
 
-    rank = jnp.full((c, p), p, jnp.int32)
-    pivots = jnp.ones((c, p), blocks.dtype)
-    raised = jnp.array(False)
+    none = jnp.broadcast_to(jnp.array([[-1], [1]], dtype), (c, 2, p))
     zero = jnp.int32(0)
     if size == p:
-        out, rank, pivots, raised, _ = lax.fori_loop(
-            zero, most, step, (blocks, rank, pivots, raised, zero)
-        )
+        start = jnp.concatenate([blocks, none], axis=1)
+        out, _ = lax.fori_loop(zero, most, step, (start, zero))
+        out, marks = out[:, :size], out[:, size:]
     else:
+        rows = local[:, :size]
 
         def eliminate(k, state):
-            out, rank, pivots, raised = state
+            out, marks = state
             start = k * size
             panel = lax.dynamic_slice_in_dim(out, start, size, axis=1)
+            panel = jnp.concatenate([panel, marks], axis=1)
             steps = jnp.minimum(most - start, size)
-            before = rank
-            panel, rank, pivots, raised, _ = lax.fori_loop(
-                zero, steps, step, (panel, rank, pivots, raised, start)
-            )
-            # The columns that were pivots in this panel, in the order of its rows. One
-            # that is not reached, beyond `most`, is of the identity: it is its own.
-            own = jnp.where(rank < p, rank, column)
-            rows = start + lax.broadcasted_iota(jnp.int32, (1, size, 1), 1)
-            chosen = (own[:, None, :] == rows) & (local < steps)
-            at = jnp.min(jnp.where(chosen, column[:, None, :], p - 1), axis=2)
-            new = (rank < p) & (before == p)
+            panel, _ = lax.fori_loop(zero, steps, step, (panel, start))
+            panel, marks = panel[:, :size], panel[:, size:]
+            # The columns that were pivots in this panel, in the order of its rows.
+            rank = marks[:, :1].real.astype(jnp.int32)
+            at = jnp.min(jnp.where(rank == start + rows, column[:, None], p - 1), 2)
             taken = jnp.take_along_axis(
                 out, at[:, None, :], axis=2, mode="promise_in_bounds"
             )
-            taken = jnp.where(local.mT < steps, taken, 0)
-            out = jnp.where(new[:, None, :], 0, out) + matmul(taken, panel)
-            out = lax.dynamic_update_slice_in_dim(out, panel, start, axis=1)
-            return out, rank, pivots, raised
+            taken = jnp.where(rows.mT < steps, taken, 0)
+            out = jnp.where(rank >= start, 0, out) + matmul(taken, panel)
+            return lax.dynamic_update_slice_in_dim(out, panel, start, axis=1), marks
 
         panels = (most + (size - 1)) // size
-        out, rank, pivots, raised = lax.fori_loop(
-            zero, panels, eliminate, (blocks, rank, pivots, raised)
-        )
-    rank = jnp.where(rank < p, rank, column)
+        out, marks = lax.fori_loop(zero, panels, eliminate, (blocks, none))
+    if not pivoted:
+        return out, marks
+    rank = ranks(marks)
     # Row k of `out` belongs to the column that was its pivot.
     place = rank[:, None, :] == column[:, :, None]
     chosen = jnp.min(jnp.where(place, column[:, None, :], p - 1), axis=2)
-    flat = rank[:, :, None] * p + chosen[:, None, :]
-    inverse = jnp.take_along_axis(
-        out.reshape(c, p * p), flat.reshape(c, p * p), axis=1, mode="promise_in_bounds"
-    ).reshape(c, p, p)
-    later = column[:, None, :] > column[:, :, None]
-    inversions = jnp.sum(later & (rank[:, None, :] < rank[:, :, None]), axis=(1, 2))
-    sign = jnp.where(inversions % 2 == 0, 1, -1).astype(real)
-    return PivotBlock(inverse, pivots, sign, raised)
+    flat = iota((c, p, p), 0) * (p * p) + rank[:, :, None] * p + chosen[:, None, :]
+    return out.reshape(-1).at[flat].get(mode="promise_in_bounds"), marks
+
+
+def ranks(marks: Inexact[Array, "*batch 2 p"]) -> Int[Array, "*batch p"]:
+    """The permutation of the pivots: that of the identity is its own."""
+    rank = marks[..., 0, :].real.astype(jnp.int32)
+    return jnp.where(rank < 0, jnp.arange(rank.shape[-1], dtype=jnp.int32), rank)
+
+
+def signs(marks: Inexact[Array, "*batch 2 p"]) -> Real[Array, " *batch"]:
+    """+1 or -1, that of the permutation."""
+    rank = ranks(marks)
+    before = jnp.arange(rank.shape[-1])
+    later = before[:, None] < before
+    later = later & (rank[..., :, None] > rank[..., None, :])
+    odd = jnp.sum(later, axis=(-2, -1)) % 2
+    return (1 - 2 * odd).astype(marks.real.dtype)

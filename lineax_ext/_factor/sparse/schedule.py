@@ -190,21 +190,22 @@ def schedule(
             for b, f in enumerate(step):
                 if f < 0:
                     continue
-                where = _places(fronts, f, top_p)
                 boundary[s, b, : u[f]] = slots[fronts.boundary[f]]
                 mine = by_owner[first_entry[f] : first_entry[f + 1]]
-                i, j = where(rows[mine]), where(cols[mine])
+                i, j = (fronts.places(f, x[mine], top_p) for x in (rows, cols))
                 source.append(mine)
                 target.append((b * full + i) * full + j)
                 for r, c in enumerate(children[f]):
-                    at = where(fronts.boundary[c])
+                    at = fronts.places(f, fronts.boundary[c], top_p)
                     maps[spans[s, 0] + r][b, at] = np.arange(u[c])
                     bases[spans[s, 0] + r][b] = place[c, 0], widths[c], place[c, 1]
             sources.append(np.concatenate(source))
             targets.append(np.concatenate(target))
         width = max(len(x) for x in sources)
         source = np.full((steps, width), len(rows), np.int32)
-        target = np.full((steps, width), batch * full * full, np.int32)
+        # Those beyond the last are outside of the fronts, and differ.
+        beyond = batch * full * full + np.arange(width, dtype=np.int32)
+        target = np.tile(beyond, (steps, 1))
         for s in range(steps):
             source[s, : len(sources[s])] = sources[s]
             target[s, : len(targets[s])] = targets[s]
@@ -229,15 +230,3 @@ def schedule(
         )
     return Schedule(tuple(built), slots.astype(np.int32), int(ends[0]), int(ends[1]), unknowns)
 
-
-def _places(fronts: Fronts, f: int, top_p: int):
-    """Where in front f the unknowns with these places in the order are."""
-    start, end = fronts.starts[f], fronts.starts[f + 1]
-    boundary = fronts.boundary[f]
-
-    def where(index):
-        return np.where(
-            index < end, index - start, top_p + np.searchsorted(boundary, index)
-        )
-
-    return where

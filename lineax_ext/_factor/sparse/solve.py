@@ -5,6 +5,7 @@ import functools as ft
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Inexact
 
 from ..._solver.householder import matmul
@@ -82,8 +83,7 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
     real = jnp.finfo(b.dtype).dtype
     eps = jnp.asarray(float(jnp.finfo(real).eps), real)
     by_row, by_col = layouts(pattern)
-    sums = reduce_rows(by_col if transpose else by_row, jnp.abs(values), jnp.sum)
-    # ‖A‖ ‖x‖ row by row, so that scaled rows are not forgiven what others may do.
+    # Of the scaled matrix, so that small rows are not forgiven what large ones may do.
     row_scale, col_scale = factors.row_scale, factors.col_scale
     if transpose:
         row_scale, col_scale = col_scale, row_scale
@@ -93,7 +93,6 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
     norm = jnp.max(
         reduce_rows(by_col if transpose else by_row, scaled, jnp.sum), initial=0
     )
-    del sums
 
     def residual_of(x):
         return b - multiply(pattern, values, x, transpose=transpose)
@@ -118,11 +117,9 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         def krylov(_):
             w = multiply(pattern, values, z, transpose=transpose)
             w = w * row_scale[:, None].astype(w.dtype)
-            for _ in range(2):
-                overlap = jnp.sum(jnp.conj(ws) * w, axis=1)
-                w_ = w - jnp.sum(ws * overlap[:, None], axis=0)
-                z_ = z - jnp.sum(zs * overlap[:, None], axis=0)
-                break
+            overlap = jnp.sum(jnp.conj(ws) * w[None], axis=1)
+            w_ = w - jnp.sum(ws * overlap[:, None], axis=0)
+            z_ = z - jnp.sum(zs * overlap[:, None], axis=0)
             length = jnp.sqrt(jnp.sum(jnp.abs(w_) ** 2, axis=0)).astype(w.dtype)
             length = jnp.where(length > 0, length, 1)
             w_, z_ = w_ / length, z_ / length
@@ -168,12 +165,10 @@ def substitute(
 ) -> Inexact[Array, "n columns"]:
     """M⁻¹ b, or M⁻ᵀ b: up the tree from its leaves, and down again."""
     plan = symbolic.schedule
-    row_order, col_order = symbolic.row_order, symbolic.col_order
     row_scale, col_scale = factors.row_scale, factors.col_scale
     if transpose:
-        row_order, col_order = col_order, row_order
         row_scale, col_scale = col_scale, row_scale
-    n, columns = b.shape
+    columns = b.shape[1]
     source, back = _slots(symbolic, transpose)
     b = b * row_scale[:, None].astype(b.dtype)
     b = jnp.concatenate([b, jnp.zeros((1, columns), b.dtype)])
@@ -196,8 +191,6 @@ def substitute(
 @ft.lru_cache(maxsize=128)
 def _slots(symbolic: Symbolic, transpose: bool):
     """Of each slot the row of b, and of each row of x the slot."""
-    import numpy as np
-
     slots = symbolic.schedule.slots
     rows, cols = symbolic.row_order, symbolic.col_order
     if transpose:
