@@ -92,7 +92,7 @@ def multiply(
     index = np.append(index, 0)[layout.entries]
     values = jnp.concatenate([values, jnp.zeros_like(values[:1])])
     values = values.at[layout.entries].get(mode="promise_in_bounds")
-    taken = x.at[index].get(mode="promise_in_bounds")
+    taken = jnp.asarray(x).at[index].get(mode="promise_in_bounds")
     part = jnp.sum(values[:, :, None] * taken, axis=1)
     out = part[: layout.size]
     if len(layout.heavy) > 0:

@@ -1,7 +1,5 @@
 """Multifrontal LU and Cholesky factorisation: class by class, a loop over its steps."""
 
-from typing import Any
-
 import equinox as eqx
 import jax
 import jax.lax as lax
@@ -10,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._solver.householder import matmul
-from .entries import layouts, reduce_rows
+from .entries import layouts, reduce_rows, RowLayout
 from .pivot_block import invert, signs
 from .schedule import Class
 from .symbolic import Symbolic
@@ -121,7 +119,8 @@ def _eliminate(kind: Class, values, updates, least, symmetric: bool):
             update = updates.at[at].get(mode="promise_in_bounds")
             return front + jnp.where(there, update, 0)
 
-        front = lax.fori_loop(children[0], children[1], extend, front)
+        if len(kind.maps) > 0:
+            front = lax.fori_loop(children[0], children[1], extend, front)
         # Beyond the pivots that a front has, its pivot block is the identity.
         pad = (row == column) & (row >= size[:, None, None])
         a = jnp.where(pad, 1, front[:, :p, :p])
@@ -142,7 +141,11 @@ def _eliminate(kind: Class, values, updates, least, symmetric: bool):
 
 def _equilibrate(symbolic: Symbolic, values: Array) -> tuple[Array, Array]:
     """Powers of two, by which the largest entry of each row and column becomes about
-    one."""
+    one.
+
+    Curtis, Reid: On the automatic scaling of matrices for Gaussian elimination. IMA
+    Journal of Applied Mathematics 10, 1972, doi:10.1093/imamat/10.1.118
+    """
     pattern = symbolic.pattern
     n = pattern.shape[0]
     magnitude = jnp.abs(values)
@@ -157,13 +160,44 @@ def _equilibrate(symbolic: Symbolic, values: Array) -> tuple[Array, Array]:
         diagonal = diagonal.at[pattern.rows[at]].set(magnitude[at], unique_indices=True)
         scale = _power_of_two(jnp.sqrt(diagonal))
         return scale, scale
-    row = _power_of_two(reduce_rows(by_row, magnitude, jnp.max))
-    magnitude = magnitude * row[pattern.rows]
-    col = _power_of_two(reduce_rows(by_col, magnitude, jnp.max))
-    return row, col
+    # Rows and columns take turns to have logarithms of mean zero, until it changes no
+    # more: then the two of them are told apart, however far they are from one.
+    there = (magnitude > 0) & jnp.isfinite(magnitude)
+    logs = jnp.log2(jnp.where(there, magnitude, 1))
+    there = there.astype(logs.dtype)
+    row_count = jnp.maximum(reduce_rows(by_row, there, jnp.sum), 1)
+    col_count = jnp.maximum(reduce_rows(by_col, there, jnp.sum), 1)
+
+    def sweep(state):
+        _, before, _, count = state
+        inside = (logs - before[pattern.cols]) * there
+        row = reduce_rows(by_row, inside, jnp.sum) / row_count
+        inside = (logs - row[pattern.rows]) * there
+        col = reduce_rows(by_col, inside, jnp.sum) / col_count
+        return row, col, jnp.max(jnp.abs(col - before)), count + 1
+
+    zeros = jnp.zeros((n,), logs.dtype)
+    row, col, _, _ = lax.while_loop(
+        lambda state: (state[2] > 4) & (state[3] < 20),
+        sweep,
+        (zeros, zeros, jnp.asarray(jnp.inf, logs.dtype), jnp.int32(0)),
+    )
+    # And at last, the largest entry of each is about one.
+    logs = jnp.where(there > 0, logs, -jnp.inf)
+    row = _largest(by_row, logs - col[pattern.cols])
+    col = _largest(by_col, logs - row[pattern.rows])
+    return jnp.exp2(-row), jnp.exp2(-col)
 
 
-def _power_of_two(x: Any) -> Array:
+def _largest(layout: RowLayout, logs: Array) -> Array:
+    """The largest of each row, rounded; 0 where there is none."""
+    low = jnp.asarray(-1e4, logs.dtype)
+    # `reduce_rows` pads by zeros.
+    out = reduce_rows(layout, jnp.maximum(logs - low, 0), jnp.max)
+    return jnp.where(out > 0, jnp.round(out + low), 0)
+
+
+def _power_of_two(x: Array) -> Array:
     """The power of two next to 1 / x; 1 where there is none."""
     usable = (x > 0) & jnp.isfinite(x)
     exponent = jnp.round(jnp.log2(jnp.where(usable, x, 1)))

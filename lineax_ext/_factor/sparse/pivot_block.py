@@ -107,7 +107,8 @@ def signs(marks: Inexact[Array, "*batch 2 p"]) -> Real[Array, " *batch"]:
     """+1 or -1, that of the permutation."""
     rank = ranks(marks)
     before = jnp.arange(rank.shape[-1])
-    later = before[:, None] < before
+    later = before[:, None] < before[None]
+    later = jnp.broadcast_to(later, (*rank.shape, rank.shape[-1]))
     later = later & (rank[..., :, None] > rank[..., None, :])
     odd = jnp.sum(later, axis=(-2, -1)) % 2
     return (1 - 2 * odd).astype(marks.real.dtype)

@@ -117,16 +117,16 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         def krylov(_):
             w = multiply(pattern, values, z, transpose=transpose)
             w = w * row_scale[:, None].astype(w.dtype)
-            overlap = jnp.sum(jnp.conj(ws) * w[None], axis=1)
-            w_ = w - jnp.sum(ws * overlap[:, None], axis=0)
-            z_ = z - jnp.sum(zs * overlap[:, None], axis=0)
+            overlap = jnp.sum(jnp.conj(ws) * w[None], axis=1, keepdims=True)
+            w_ = w - jnp.sum(ws * overlap, axis=0)
+            z_ = z - jnp.sum(zs * overlap, axis=0)
             length = jnp.sqrt(jnp.sum(jnp.abs(w_) ** 2, axis=0)).astype(w.dtype)
             length = jnp.where(length > 0, length, 1)
-            w_, z_ = w_ / length, z_ / length
+            w_, z_ = w_ / length[None], z_ / length[None]
             scaled = residual * row_scale[:, None].astype(w.dtype)
             amount = jnp.sum(jnp.conj(w_) * scaled, axis=0)
             return (
-                amount * z_,
+                amount[None] * z_,
                 lax.dynamic_update_index_in_dim(zs, z_, count, 0),
                 lax.dynamic_update_index_in_dim(ws, w_, count, 0),
             )
@@ -138,8 +138,8 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         error = top / jnp.where(below > 0, below, 1)
         # A step that makes it worse is not taken.
         better = (error < least) | (count == 0)
-        x = jnp.where(better, new, x)
-        residual = jnp.where(better, residual_, residual)
+        x = jnp.where(better[None], new, x)
+        residual = jnp.where(better[None], residual_, residual)
         least = jnp.where(better, error, least)
         return x, residual, least, bad(residual, x), zs, ws, count + 1
 
@@ -219,7 +219,8 @@ def _ascend(kind: Class, down, up, b, vectors, transpose: bool):
             taken = vectors.at[at].get(mode="promise_in_bounds")
             return front + jnp.where(there[:, :, None], taken, 0)
 
-        front = lax.fori_loop(children[0], children[1], extend, front)
+        if len(kind.maps) > 0:
+            front = lax.fori_loop(children[0], children[1], extend, front)
         b, rest = front[:, :p], front[:, p:]
         if transpose:
             out, rest = b, rest - matmul(up.mT, b)
