@@ -1,0 +1,16 @@
+"""A sparse direct solver made of XLA operations: multifrontal LU and Cholesky.
+
+Three verbs: `analyse` a pattern, `factor` values, `solve` for vectors. Whatever is
+irregular happens in `analyse`, in NumPy; what remains is dense algebra on batches of
+small matrices.
+"""
+
+from .entries import multiply as multiply
+from .numeric import (
+    determinant as determinant,
+    factor as factor,
+    Factors as Factors,
+)
+from .selected import selected_inverse as selected_inverse
+from .solve import solve as solve
+from .symbolic import analyse as analyse, Symbolic as Symbolic

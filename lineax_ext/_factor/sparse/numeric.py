@@ -1,0 +1,204 @@
+"""Multifrontal LU and Cholesky factorisation: class by class, a loop over its steps."""
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Inexact, Real
+
+from ..product import matmul
+from .entries import layouts, reduce_rows, RowLayout
+from .pivot_block import invert, signs
+from .schedule import Class
+from .symbolic import Symbolic
+
+
+class Factors(eqx.Module):
+    """What `factor` returns.
+
+    Of a front with the blocks A, B; C, D: `down` holds A⁻¹ and, under it, C A⁻¹, and
+    `up` A⁻¹ B; for each class, of shape (steps, batch, ...). They are those of the
+    matrix scaled by `row_scale` and `col_scale`, powers of two.
+
+    `marks`: of each pivot, its place in its front's permutation, and itself.
+    `raised`: whether a pivot was raised, so that they are of a matrix nearby.
+    `failed`: whether, of a Cholesky factorisation, a pivot was not positive.
+    """
+
+    values: Inexact[Array, " entries"]
+    row_scale: Real[Array, " n"]
+    col_scale: Real[Array, " n"]
+    down: tuple[Inexact[Array, "steps batch p+u p"], ...]
+    up: tuple[Inexact[Array, "steps batch p u"], ...]
+    marks: tuple[Inexact[Array, "steps batch 2 p"], ...]
+    raised: Bool[Array, ""]
+    failed: Bool[Array, ""]
+
+
+def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
+    """The factors of the matrix with these values, in the order of the pattern.
+
+    Cost: O(flops) of `symbolic`; memory O(fill).
+    """
+    row_scale, col_scale = _equilibrate(symbolic, values)
+    pattern, plan = symbolic.pattern, symbolic.schedule
+    scale = row_scale[pattern.rows] * col_scale[pattern.cols]
+    scaled = values * scale.astype(values.dtype)
+    scaled = jnp.append(scaled, jnp.zeros((), scaled.dtype))
+    # Relative to the largest entry, which is about one.
+    eps = float(jnp.finfo(row_scale.dtype).eps)
+    least = jnp.asarray(np.sqrt(eps), row_scale.dtype)
+    updates = jnp.zeros((max(plan.updates, 1),), values.dtype)
+    down, up, marks = [], [], []
+    for kind in plan.classes:
+        updates, (d, u, m) = _eliminate(
+            kind, scaled, updates, least, symbolic.symmetric
+        )
+        down.append(d)
+        up.append(u)
+        marks.append(m)
+    pivots = jnp.concatenate(
+        [m[:, :, 1].reshape(-1) for m in marks] or [jnp.ones((0,), values.dtype)]
+    )
+    raised = jnp.any(jnp.abs(pivots) <= least * (1 + 8 * eps))
+    failed = ~jnp.all(pivots.real > 0) if symbolic.symmetric else jnp.array(False)
+    return Factors(
+        values,
+        row_scale,
+        col_scale,
+        tuple(down),
+        tuple(up),
+        tuple(marks),
+        raised,
+        failed,
+    )
+
+
+def determinant(
+    symbolic: Symbolic, factors: Factors
+) -> tuple[Inexact[Array, ""], Real[Array, ""]]:
+    """`(sign, logabsdet)`; of a matrix nearby, if `factors.raised`.
+
+    Cost: O(n).
+    """
+    dtype, real = factors.values.dtype, factors.row_scale.dtype
+    sign = jnp.asarray(symbolic.parity, dtype)
+    total = -jnp.sum(jnp.log(factors.row_scale)) - jnp.sum(jnp.log(factors.col_scale))
+    for marks in factors.marks:
+        pivots = marks[:, :, 1]
+        magnitude = jnp.abs(pivots)
+        total = total + jnp.sum(jnp.log(magnitude))
+        sign = sign * jnp.prod(pivots / magnitude.astype(dtype))
+        sign = sign * jnp.prod(signs(marks)).astype(dtype)
+    return sign, total.astype(real)
+
+
+def _eliminate(kind: Class, values, updates, least, symmetric: bool):
+    p, u, batch = kind.p, kind.u, kind.batch
+    full = p + u
+    dtype = values.dtype
+    row, column = (lax.broadcasted_iota(jnp.int32, (1, p, p), i) for i in (1, 2))
+    maps, bases = jnp.asarray(kind.maps), jnp.asarray(kind.bases)
+
+    def step(updates, x):
+        s, most, source, target, children, size = x
+        front = jnp.zeros((batch * full * full,), dtype)
+        taken = values.at[source].get(mode="promise_in_bounds")
+        # What pads `target` lies outside.
+        front = front.at[target].set(taken, mode="drop", unique_indices=True)
+        front = front.reshape(batch, full, full)
+
+        def extend(r, front):
+            place = lax.dynamic_index_in_dim(maps, r, keepdims=False)
+            base = lax.dynamic_index_in_dim(bases, r, keepdims=False)
+            i, j = place[:, :, None], place[:, None, :]
+            there = (i >= 0) & (j >= 0)
+            at = base[:, 0, None, None] + i * base[:, 1, None, None] + j
+            at = jnp.where(there, at, 0)
+            update = updates.at[at].get(mode="promise_in_bounds")
+            return front + jnp.where(there, update, 0)
+
+        if len(kind.maps) > 0:
+            front = lax.fori_loop(children[0], children[1], extend, front)
+        # Beyond the pivots that a front has, its pivot block is the identity.
+        pad = (row == column) & (row >= size[:, None, None])
+        a = jnp.where(pad, 1, front[:, :p, :p])
+        inverse, marks = invert(a, most, least, not symmetric)
+        c = front[:, p:, :p]
+        up = matmul(inverse, front[:, :p, p:])
+        low = jnp.conj(up.mT) if symmetric else matmul(c, inverse)
+        update = front[:, p:, p:] - matmul(c, up)
+        updates = lax.dynamic_update_slice_in_dim(
+            updates, update.reshape(-1), kind.update + s * (batch * u * u), 0
+        )
+        return updates, (jnp.concatenate([inverse, low], axis=1), up, marks)
+
+    steps = np.arange(kind.steps, dtype=np.int32)
+    x = (steps, kind.pivots, kind.source, kind.target, kind.children, kind.sizes)
+    return lax.scan(step, updates, jax.tree_util.tree_map(jnp.asarray, x))
+
+
+def _equilibrate(symbolic: Symbolic, values: Array) -> tuple[Array, Array]:
+    """Powers of two, by which the largest entry of each row and column becomes about
+    one.
+
+    Curtis, Reid: On the automatic scaling of matrices for Gaussian elimination. IMA
+    Journal of Applied Mathematics 10, 1972, doi:10.1093/imamat/10.1.118
+    """
+    pattern = symbolic.pattern
+    n = pattern.shape[0]
+    magnitude = jnp.abs(values)
+    if len(pattern) == 0:
+        return jnp.ones((n,), magnitude.dtype), jnp.ones((n,), magnitude.dtype)
+    by_row, by_col = layouts(pattern)
+    if symbolic.symmetric:
+        # That of the diagonal: what is left of a positive definite matrix is below one.
+        on = pattern.rows == pattern.cols
+        diagonal = jnp.zeros((n,), magnitude.dtype)
+        at = np.flatnonzero(on)
+        diagonal = diagonal.at[pattern.rows[at]].set(magnitude[at], unique_indices=True)
+        scale = _power_of_two(jnp.sqrt(diagonal))
+        return scale, scale
+    # Rows and columns take turns to have logarithms of mean zero, until it changes no
+    # more: then the two of them are told apart, however far they are from one.
+    there = (magnitude > 0) & jnp.isfinite(magnitude)
+    logs = jnp.log2(jnp.where(there, magnitude, 1))
+    there = there.astype(logs.dtype)
+    row_count = jnp.maximum(reduce_rows(by_row, there, jnp.sum), 1)
+    col_count = jnp.maximum(reduce_rows(by_col, there, jnp.sum), 1)
+
+    def sweep(state):
+        _, before, _, count = state
+        inside = (logs - before[pattern.cols]) * there
+        row = reduce_rows(by_row, inside, jnp.sum) / row_count
+        inside = (logs - row[pattern.rows]) * there
+        col = reduce_rows(by_col, inside, jnp.sum) / col_count
+        return row, col, jnp.max(jnp.abs(col - before)), count + 1
+
+    zeros = jnp.zeros((n,), logs.dtype)
+    row, col, _, _ = lax.while_loop(
+        lambda state: (state[2] > 4) & (state[3] < 20),
+        sweep,
+        (zeros, zeros, jnp.asarray(jnp.inf, logs.dtype), jnp.int32(0)),
+    )
+    # And at last, the largest entry of each is about one.
+    logs = jnp.where(there > 0, logs, -jnp.inf)
+    row = _largest(by_row, logs - col[pattern.cols])
+    col = _largest(by_col, logs - row[pattern.rows])
+    return jnp.exp2(-row), jnp.exp2(-col)
+
+
+def _largest(layout: RowLayout, logs: Array) -> Array:
+    """The largest of each row, rounded; 0 where there is none."""
+    low = jnp.asarray(-1e4, logs.dtype)
+    # `reduce_rows` pads by zeros.
+    out = reduce_rows(layout, jnp.maximum(logs - low, 0), jnp.max)
+    return jnp.where(out > 0, jnp.round(out + low), 0)
+
+
+def _power_of_two(x: Array) -> Array:
+    """The power of two next to 1 / x; 1 where there is none."""
+    usable = (x > 0) & jnp.isfinite(x)
+    exponent = jnp.round(jnp.log2(jnp.where(usable, x, 1)))
+    return jnp.where(usable, jnp.exp2(-exponent), 1)

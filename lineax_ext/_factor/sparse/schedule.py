@@ -1,0 +1,232 @@
+"""Which fronts are eliminated together, and the index arrays by which they are filled.
+
+A program takes time to compile for every kernel that it has, and fronts are of all
+sizes. So they are padded to a few sizes, the classes; the fronts of a class go through
+one loop, some at a time, and the loop is compiled once, however many there are.
+A front comes after its children: no class is smaller than that of a child.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .fronts import Fronts, seconds
+
+
+class Class(NamedTuple):
+    """Fronts padded to `p` pivots and `u` others, `batch` in each of `steps` steps.
+
+    `members[s, b]` is the front in place b of step s, or -1; `sizes[s, b]` its pivots. `pivots[s]` is the largest
+    number of pivots in it.
+
+    `source`, `target`: entries of A and where they go in the step's fronts.
+    `children[s]`: first and last of the rows of `maps`, `bases` in which the children
+    of step s are. Place i of the front is `maps[r, b, i]` of the child, or -1 if it has
+    no such place; `bases[r, b]` is the child's place among all updates, its number of
+    rows, and its place among all vectors.
+    `rows`: the places of the boundary in the vector of unknowns.
+    `update`, `vector`, `slot`: where the updates, vectors and unknowns of the first
+    step are.
+    """
+
+    p: int
+    u: int
+    batch: int
+    steps: int
+    members: np.ndarray
+    pivots: np.ndarray
+    sizes: np.ndarray
+    source: np.ndarray
+    target: np.ndarray
+    children: np.ndarray
+    maps: np.ndarray
+    bases: np.ndarray
+    rows: np.ndarray
+    update: int
+    vector: int
+    slot: int
+
+
+class Schedule(NamedTuple):
+    """`slots[i]`: the place of unknown i of the reordered matrix among the unknowns as
+    the classes hold them; there are `updates`, `vectors`, `unknowns` in all."""
+
+    classes: tuple[Class, ...]
+    slots: np.ndarray
+    updates: int
+    vectors: int
+    unknowns: int
+
+
+_STEP = 4e-5  # seconds for a step's overhead
+
+
+def _rounded(x: int, to: int) -> int:
+    return max(to, -(-x // to) * to)
+
+
+def _panel(p: int) -> int:
+    """To what the number of pivots is rounded up."""
+    return _rounded(p, 4) if p <= 32 else _rounded(p, 16)
+
+
+def _batch(p: int, u: int) -> int:
+    """As many fronts as a cache holds."""
+    return int(np.clip(2 ** np.floor(np.log2(60000 / (p + u) ** 2 + 1e-9)), 1, 32))
+
+
+def _classify(fronts: Fronts, most: int) -> np.ndarray:
+    """The class of each front: up to `most`, by least predicted time."""
+    p, u = fronts.pivots, fronts.boundaries
+    key = (seconds(p, u) * 1e9).astype(np.int64)
+    for f, parent in enumerate(fronts.parents):
+        if parent >= 0:
+            key[parent] = max(key[parent], key[f])
+    order = np.argsort(key, kind="stable")
+    # Places where a class may end: between different keys.
+    ends = np.flatnonzero(np.diff(key[order], append=np.iinfo(np.int64).max)) + 1
+    if len(ends) > 48:
+        ends = np.unique(
+            np.concatenate(
+                [
+                    ends[np.linspace(0, len(ends) - 1, 24).astype(int)],
+                    ends[-24:],
+                ]
+            )
+        )
+    cuts = np.concatenate([[0], ends])
+    cost = np.full((len(cuts), len(cuts)), np.inf)
+    for j in range(1, len(cuts)):
+        top_p = top_u = 0
+        for i in reversed(range(j)):
+            inside = order[cuts[i] : cuts[i + 1]]
+            top_p = max(top_p, int(p[inside].max()))
+            top_u = max(top_u, int(u[inside].max()))
+            number = cuts[j] - cuts[i]
+            size = _panel(top_p), _rounded(top_u, 8)
+            batch = _batch(*size)
+            cost[i, j] = number * seconds(*size) + _STEP * (number / batch + 1)
+    best = np.full((most + 1, len(cuts)), np.inf)
+    came = np.zeros((most + 1, len(cuts)), np.int64)
+    best[0, 0] = 0
+    for k in range(1, most + 1):
+        total = best[k - 1][:, None] + cost
+        came[k] = np.argmin(total, axis=0)
+        best[k] = np.min(total, axis=0)
+    # Another class has to save something: it has to be compiled.
+    k = int(np.argmin(best[:, -1] * 1.1 ** np.arange(most + 1)))
+    out = np.empty(len(p), np.int64)
+    j = len(cuts) - 1
+    while k > 0:
+        i = came[k, j]
+        out[order[cuts[i] : cuts[j]]] = k - 1
+        k, j = k - 1, i
+    return out
+
+
+def schedule(
+    fronts: Fronts, rows: np.ndarray, cols: np.ndarray, most: int = 4
+) -> Schedule:
+    """The schedule for a matrix with entries at `rows`, `cols` (reordered)."""
+    count, n = len(fronts.parents), len(fronts.order)
+    if count == 0:
+        return Schedule((), np.zeros(0, np.int32), 0, 0, 0)
+    p, u = fronts.pivots, fronts.boundaries
+    kind = _classify(fronts, most)
+    front_of = np.repeat(np.arange(count), p)  # of a pivot
+    owner = front_of[np.minimum(rows, cols)]
+    by_owner = np.argsort(owner, kind="stable")
+    first_entry = np.searchsorted(owner[by_owner], np.arange(count + 1))
+    # Within a class, a front is one level above its children.
+    level = np.zeros(count, np.int64)
+    children: list[list[int]] = [[] for _ in range(count)]
+    for f, parent in enumerate(fronts.parents):
+        if parent >= 0:
+            children[parent].append(f)
+            if kind[f] == kind[parent]:
+                level[parent] = max(level[parent], level[f] + 1)
+    place = np.zeros((count, 3), np.int64)  # of updates, vectors, unknowns
+    widths = np.zeros(count, np.int64)
+    slots = np.zeros(n, np.int64)
+    ends = np.zeros(3, np.int64)
+    classes = []
+    for k in np.unique(kind):
+        mine = np.flatnonzero(kind == k)
+        top_p, top_u = _panel(int(p[mine].max())), _rounded(int(u[mine].max()), 8)
+        batch = _batch(top_p, top_u)
+        steps = []
+        for l in range(level[mine].max() + 1):
+            here = mine[level[mine] == l]
+            here = here[np.lexsort((p[here], [len(children[f]) for f in here]))]
+            steps += [here[i : i + batch] for i in range(0, len(here), batch)]
+        batch = max(len(step) for step in steps)
+        members = np.full((len(steps), batch), -1)
+        for s, step in enumerate(steps):
+            members[s, : len(step)] = step
+        size = np.array([top_u * top_u, top_u, top_p])
+        flat = members.ravel()
+        real = flat >= 0
+        widths[mine] = top_u
+        place[flat[real]] = ends + np.flatnonzero(real)[:, None] * size
+        for f in mine:
+            slots[fronts.starts[f] : fronts.starts[f + 1]] = place[f, 2] + np.arange(
+                p[f]
+            )
+        classes.append((members, top_p, top_u, batch, len(steps), ends.copy()))
+        ends = ends + flat.size * size
+    unknowns = int(ends[2])
+    built = []
+    for members, top_p, top_u, batch, steps, start in classes:
+        full = top_p + top_u
+        boundary = np.full((steps, batch, top_u), unknowns, np.int32)
+        sources, targets, maps, bases = [], [], [], []
+        spans = np.zeros((steps, 2), np.int32)
+        for s, step in enumerate(members):
+            source, target = [], []
+            most_children = max(len(children[f]) for f in step if f >= 0)
+            spans[s] = len(maps), len(maps) + most_children
+            maps += [np.full((batch, full), -1) for _ in range(most_children)]
+            bases += [np.zeros((batch, 3), np.int64) for _ in range(most_children)]
+            for b, f in enumerate(step):
+                if f < 0:
+                    continue
+                boundary[s, b, : u[f]] = slots[fronts.boundary[f]]
+                mine = by_owner[first_entry[f] : first_entry[f + 1]]
+                i, j = (fronts.places(f, x[mine], top_p) for x in (rows, cols))
+                source.append(mine)
+                target.append((b * full + i) * full + j)
+                for r, c in enumerate(children[f]):
+                    at = fronts.places(f, fronts.boundary[c], top_p)
+                    maps[spans[s, 0] + r][b, at] = np.arange(u[c])
+                    bases[spans[s, 0] + r][b] = place[c, 0], widths[c], place[c, 1]
+            sources.append(np.concatenate(source))
+            targets.append(np.concatenate(target))
+        width = max(len(x) for x in sources)
+        source = np.full((steps, width), len(rows), np.int32)
+        # Those beyond the last are outside of the fronts, and differ.
+        beyond = batch * full * full + np.arange(width, dtype=np.int32)
+        target = np.tile(beyond, (steps, 1))
+        for s in range(steps):
+            source[s, : len(sources[s])] = sources[s]
+            target[s, : len(targets[s])] = targets[s]
+        tallest = np.array([p[m[m >= 0]].max() for m in members], np.int32)
+        built.append(
+            Class(
+                top_p,
+                top_u,
+                batch,
+                steps,
+                members,
+                tallest,
+                np.where(members >= 0, p[members], 0).astype(np.int32),
+                source,
+                target,
+                spans,
+                np.array(maps, np.int32).reshape(-1, batch, full),
+                np.array(bases, np.int32).reshape(-1, batch, 3),
+                boundary,
+                *(int(x) for x in start),
+            )
+        )
+    return Schedule(tuple(built), slots.astype(np.int32), int(ends[0]), int(ends[1]), unknowns)
+

@@ -1,0 +1,244 @@
+"""The sparse direct solver, array by array, against dense NumPy."""
+
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from lineax_ext import Pattern
+from lineax_ext._factor.sparse import (
+    analyse,
+    determinant,
+    factor,
+    multiply,
+    selected_inverse,
+    solve,
+)
+
+
+def _random(n, seed, dtype=np.float64, density=0.06, dense_rows=0):
+    """Unsymmetric, without diagonal dominance, with zeros on the diagonal."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((n, n)) < density
+    mask[np.arange(n), rng.permutation(n)] = True  # regular, with probability one
+    mask[:dense_rows] = True
+    matrix = rng.normal(size=(n, n))
+    if np.issubdtype(dtype, np.complexfloating):
+        matrix = matrix + 1j * rng.normal(size=(n, n))
+    return np.where(mask, matrix, 0).astype(dtype)
+
+
+def _grid(side, dtype=np.float64):
+    one = sp.diags_array([-1.0, 2.0, -1.0], offsets=[-1, 0, 1], shape=(side, side))
+    eye = sp.eye_array(side)
+    matrix = (sp.kron(one, eye) + sp.kron(eye, one)).toarray()
+    return (matrix + 0.1 * np.eye(side**2)).astype(dtype)
+
+
+def _apart(matrix):
+    rows, cols = np.nonzero(matrix)
+    return Pattern(rows, cols, matrix.shape), jnp.asarray(matrix[rows, cols])
+
+
+@eqx.filter_jit
+def _all(symbolic, values, b):
+    factors = factor(symbolic, values)
+    solutions = [
+        solve(symbolic, factors, b, transpose=transpose, conj=conj)
+        for transpose, conj in ((False, False), (True, False), (True, True))
+    ]
+    inverse = selected_inverse(symbolic, factors)
+    return solutions, determinant(symbolic, factors), inverse, factors.raised
+
+
+def _check(matrix, *, symmetric=False, tolerance=1e-10):
+    pattern, values = _apart(matrix)
+    n = len(matrix)
+    wide = matrix.astype(np.result_type(matrix.dtype, np.float64))
+    symbolic = analyse(pattern, symmetric)
+    b = np.random.default_rng(7).normal(size=(n, 2)).astype(matrix.dtype)
+    solutions, (sign, logabsdet), inverse, raised = _all(symbolic, values, b)
+    for (x, good), a in zip(solutions, (wide, wide.T, wide.conj().T)):
+        assert good.all()
+        np.testing.assert_allclose(
+            x, np.linalg.solve(a, b), rtol=0, atol=tolerance * _size(a)
+        )
+    if not raised:
+        expected = np.linalg.slogdet(wide)
+        np.testing.assert_allclose(sign, expected[0], atol=tolerance)
+        np.testing.assert_allclose(logabsdet, expected[1], atol=tolerance * n)
+        dense = np.linalg.inv(wide)
+        np.testing.assert_allclose(
+            inverse,
+            dense[pattern.cols, pattern.rows],
+            rtol=0,
+            atol=tolerance * _size(wide),
+        )
+    return bool(raised)
+
+
+def _size(a):
+    inverse = np.linalg.inv(a)
+    return max(1, np.abs(inverse).max())
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.complex128])
+def test_random(dtype):
+    assert not _check(_random(60, 0, dtype))
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_dense_rows(seed):
+    _check(_random(80, seed, density=0.02, dense_rows=2))
+
+
+def test_float32():
+    _check(_random(60, 3, np.float32), tolerance=2e-3)
+
+
+def test_grid_in_several_classes():
+    symbolic = analyse(_apart(_grid(24))[0])
+    assert len(symbolic.schedule.classes) > 1
+    assert not _check(_grid(24))
+
+
+def test_cholesky():
+    assert not _check(_grid(12), symmetric=True)
+    scale = np.exp2(np.random.default_rng(0).integers(-20, 20, 144))
+    _check(scale[:, None] * _grid(12) * scale, symmetric=True, tolerance=1e-12)
+    pattern, values = _apart(_grid(12) - 0.3 * np.eye(144))
+    symbolic = analyse(pattern, True)
+    _, good = solve(symbolic, factor(symbolic, values), jnp.ones((144, 1)))
+    assert not good.any()
+
+
+def test_hermitian():
+    n = 40
+    a = _random(n, 5, np.complex128, density=0.03)
+    _check(a @ a.conj().T + np.eye(n), symmetric=True)
+
+
+def test_disconnected():
+    blocks = [_random(k, k, density=0.3) for k in (1, 30, 2, 41, 1)]
+    _check(np.asarray(sp.block_diag(blocks).todense()))
+
+
+@pytest.mark.parametrize("n", [0, 1, 2])
+def test_tiny(n):
+    matrix = np.array([[0.0, 2.0], [3.0, 0.0]]) if n == 2 else 4.0 * np.eye(n)
+    if n == 0:
+        symbolic = analyse(Pattern([], [], (0, 0)))
+        factors = factor(symbolic, jnp.zeros(0))
+        x, good = solve(symbolic, factors, jnp.zeros((0, 1)))
+        assert x.shape == (0, 1) and good.all()
+        assert determinant(symbolic, factors) == (1, 0)
+        assert selected_inverse(symbolic, factors).shape == (0,)
+    else:
+        _check(matrix)
+
+
+def test_badly_scaled():
+    rng = np.random.default_rng(1)
+    rows, cols = (10.0 ** rng.integers(-40, 40, 60) for _ in range(2))
+    matrix = _random(60, 2)
+    pattern, values = _apart(matrix)
+    scaled = values * rows[pattern.rows] * cols[pattern.cols]
+    b = rng.normal(size=(60, 1))
+    symbolic = analyse(pattern)
+    x, good = solve(symbolic, factor(symbolic, scaled), jnp.asarray(rows[:, None] * b))
+    assert good.all()
+    np.testing.assert_allclose(x * cols[:, None], np.linalg.solve(matrix, b), rtol=1e-9)
+
+
+def test_raised_pivots():
+    """A front whose pivot block is singular: what is raised is put right."""
+    n = 60
+    # Blocks of ones: every front is nearly singular by itself, the matrix is not.
+    rng = np.random.default_rng(3)
+    matrix = np.zeros((2 * n, 2 * n))
+    matrix[:n, n:] = np.diag(rng.uniform(1, 2, n))
+    matrix[n:, :n] = np.diag(rng.uniform(1, 2, n)) + np.diag(np.ones(n - 1), 1)
+    matrix[np.arange(2 * n), np.arange(2 * n)] = 1e-14
+    assert isinstance(_check(matrix), bool)
+
+
+@ft.lru_cache
+def _jitted(n, seed):
+    pattern, values = _apart(_random(n, seed))
+    symbolic = analyse(pattern)
+
+    @jax.jit
+    def fn(values, b):
+        return solve(symbolic, factor(symbolic, values), b)
+
+    return pattern, values, fn
+
+
+def test_singular():
+    pattern, values, fn = _jitted(60, 0)
+    b = np.random.default_rng(0).normal(size=(60, 1))
+    twice = np.where(pattern.rows == 5, 0, values)
+    assert not fn(twice, b)[1].any()
+    for bad in (np.nan, np.inf):
+        assert not fn(values.at[3].set(bad), b)[1].any()
+        assert not fn(values, np.where(np.arange(60)[:, None] == 2, bad, b))[1].any()
+    assert fn(values, b)[1].all()
+    with pytest.raises(ValueError, match="singular"):
+        analyse(Pattern([0, 1, 1], [0, 0, 0], (2, 2)))
+    with pytest.raises(ValueError, match="square"):
+        analyse(Pattern([0], [0], (1, 2)))
+
+
+def test_zero_vector():
+    _, values, fn = _jitted(60, 0)
+    x, good = fn(values, np.zeros((60, 1)))
+    assert good.all() and not x.any()
+
+
+def test_vmap():
+    pattern, values, fn = _jitted(60, 0)
+    rng = np.random.default_rng(2)
+    many = jnp.asarray(rng.normal(size=(2, len(values))))
+    b = jnp.asarray(rng.normal(size=(2, 3, 60, 1)))
+    x, good = jax.jit(jax.vmap(jax.vmap(fn, (None, 0))))(many, b)
+    assert good.all()
+    for i in range(2):
+        dense = np.zeros((60, 60))
+        dense[pattern.rows, pattern.cols] = many[i]
+        np.testing.assert_allclose(
+            x[i, ..., 0].T, np.linalg.solve(dense, b[i, ..., 0].T), rtol=1e-8
+        )
+
+
+def test_vectors_are_columns():
+    """No product of the program is one of a matrix with a single vector."""
+    pattern, values = _apart(_random(60, 0))
+    symbolic = analyse(pattern)
+    factors = factor(symbolic, values)
+    over = jax.vmap(lambda b: solve(symbolic, factors, b))
+    assert "dot_general" in (text := str(jax.make_jaxpr(over)(jnp.ones((5, 60, 1)))))
+    for line in text.splitlines():
+        if "dot_general" in line:
+            assert line.split(":")[1].split("=")[0].strip().endswith(",5]")
+
+
+def test_multiply():
+    matrix = _random(70, 1, dense_rows=1)
+    pattern, values = _apart(matrix)
+    x = np.random.default_rng(0).normal(size=(70, 2))
+    np.testing.assert_allclose(multiply(pattern, values, x), matrix @ x, atol=1e-12)
+    np.testing.assert_allclose(
+        multiply(pattern, values, x, transpose=True), matrix.T @ x, atol=1e-12
+    )
+
+
+def test_value_semantics():
+    a, _ = _apart(_random(60, 0))
+    b, _ = _apart(_random(60, 0))
+    assert a is not b and analyse(a) == analyse(b) and hash(analyse(a)) == hash(
+        analyse(b)
+    )
