@@ -35,6 +35,8 @@ from ._solver import (
     DampedQR as DampedQR,
     DampedSVD as DampedSVD,
     QRMultiply as QRMultiply,
+    SparseCholesky as SparseCholesky,
+    SparseLU as SparseLU,
     TaggedLinearSolver as TaggedLinearSolver,
 )
 from ._structure import (

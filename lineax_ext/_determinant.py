@@ -11,14 +11,16 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
-from ._factor import with_determinant
+from ._factor import sparse, with_determinant
 from ._factor.with_determinant import Factored
 from ._flat import is_complex, ravel, result_dtype, unravel
 from ._materialise import as_matrix
 from ._operator.block_tridiagonal import BlockTridiagonalLinearOperator
+from ._operator.sparse import SparseMatrixLinearOperator
 from ._solver.block_tridiagonal import BlockTridiagonal
 from ._structure.extract import untagged
 from ._structure.pattern import has_structure
+from ._tags import definiteness
 
 
 _Scalar = Inexact[Array, ""]
@@ -36,13 +38,15 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
         det A = sign · exp(logabsdet)
 
     By the structure that the operator or its tags say: diagonal or triangular, O(n)
-    after reading the diagonal; tridiagonal, O(n); block-tridiagonal, O(N k³); positive
-    or negative semidefinite, by Cholesky, n³/3; otherwise LU, 2n³/3. Products of square
+    after reading the diagonal; tridiagonal, O(n); block-tridiagonal, O(N k³); sparse,
+    by [`lineax_ext.SparseCholesky`][] or [`lineax_ext.SparseLU`][]; positive or
+    negative semidefinite, by Cholesky, n³/3; otherwise LU, 2n³/3. Products of square
     operators, scalings and negations are taken apart, not formed.
 
     Differentiable any number of times, forward and reverse, by d log|det A| = Re tr(A⁻¹
-    dA), with no more of A⁻¹ than A has entries: again O(n) or O(N k³); for a dense
-    matrix from the factors that are there, 2n³/3 for Cholesky, 2n³ for LU.
+    dA), with no more of A⁻¹ than A has entries: again O(n), O(N k³) or O(fill), by
+    Takahashi's recurrences; second derivatives of a sparse one are O(n · fill). For a
+    dense matrix from the factors that are there, 2n³/3 for Cholesky, 2n³ for LU.
 
     A class of operators can have a rule of its own, by `slogdet.register(cls, rule)`,
     where `rule(operator)` returns `(sign, logabsdet)`. Then [`lineax_ext.logdet`][] and
@@ -239,22 +243,15 @@ def _one_unless(failed, message, dtype):
 #
 
 
-def _definiteness(operator) -> int:
-    """1, −1 or 0: positive semidefinite, negative semidefinite, or no such tag."""
-    if lx.is_positive_semidefinite(operator):
-        return 1
-    return -1 if lx.is_negative_semidefinite(operator) else 0
-
-
 def _factorise(operator, definite: int = 0) -> Factored:
-    """`definite`: what a tag outside says of `_definiteness(operator)`."""
+    """`definite`: what a tag outside says of `definiteness(operator)`."""
     if operator.in_size() == 0:
         return _identity(operator)
     if _is_registered(slogdet, type(operator)):
         sign, logabsdet = slogdet(operator)
         solve = lambda vector: _linear_solve(operator, vector).astype(sign.dtype)
         return Factored(sign, logabsdet, solve)
-    return _by_structure(operator, definite or _definiteness(operator))
+    return _by_structure(operator, definite or definiteness(operator))
 
 
 def _linear_solve(operator, vector, solver=None):
@@ -348,6 +345,17 @@ def _(operator: BlockTridiagonalLinearOperator, definite):
 
 
 @_by_structure.register
+def _(operator: SparseMatrixLinearOperator, definite):
+    if has_structure(operator):
+        return _by_structure.dispatch(object)(operator, definite)
+    symbolic = sparse.analyse(operator.pattern, definite != 0)
+    if definite == -1:
+        factors = sparse.with_determinant(symbolic, -operator.values)
+        return _negated(factors, operator.in_size())
+    return sparse.with_determinant(symbolic, operator.values)
+
+
+@_by_structure.register
 def _(operator: lx.NegLinearOperator, definite):
     return _scaling(operator, -1, definite)
 
@@ -364,7 +372,7 @@ def _(operator: lx.DivLinearOperator, definite):
 
 def _scaling(operator, scalar, definite):
     inner = operator.operator
-    known = _definiteness(inner)
+    known = definiteness(inner)
     if definite and not known and not _has_rule(inner):
         return _by_structure.dispatch(object)(operator, definite)
     factors = _factorise(inner)

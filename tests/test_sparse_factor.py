@@ -239,6 +239,6 @@ def test_multiply():
 def test_value_semantics():
     a, _ = _apart(_random(60, 0))
     b, _ = _apart(_random(60, 0))
-    assert a is not b and analyse(a) == analyse(b) and hash(analyse(a)) == hash(
-        analyse(b)
+    assert (
+        a is not b and analyse(a) == analyse(b) and hash(analyse(a)) == hash(analyse(b))
     )

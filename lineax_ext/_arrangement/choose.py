@@ -3,11 +3,13 @@
 import functools as ft
 
 from .._structure.pattern import Pattern
+from . import cost
 from .arrangement import AbstractArrangement
 from .band import Band
 from .blocks import Blocks
 from .dense import Dense
 from .diagonal import Diagonal
+from .sparse import Sparse
 from .triangular import Triangular
 from .tridiagonal import Tridiagonal
 
@@ -25,8 +27,12 @@ _kinds: tuple[type[AbstractArrangement], ...] = (
 
 
 @ft.lru_cache(maxsize=64)
-def arrange(pattern: Pattern) -> AbstractArrangement:
-    """The kind that is predicted to be solved fastest, of a square pattern."""
+def arrange(pattern: Pattern, definite: int = 0) -> AbstractArrangement:
+    """The kind that is predicted to be solved fastest, of a square pattern.
+
+    `definite`: 1, −1 or 0, if the matrix will be positive or negative definite, or
+    neither is known.
+    """
     best = None
     for kind in _kinds:
         found = kind.analyse(pattern)
@@ -35,4 +41,9 @@ def arrange(pattern: Pattern) -> AbstractArrangement:
         if best is not None and best.cost.total == 0:
             break
     assert best is not None
+    if best.cost.total > cost.multifrontal_at_least(pattern.shape[0]).total:
+        # Only then, as to analyse it takes up to a second.
+        found = Sparse.analyse(pattern, definite)
+        if found is not None and found.cost.total < best.cost.total:
+            best = found
     return best

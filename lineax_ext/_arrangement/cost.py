@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from .._factor.sparse import Symbolic
+
 
 class Cost(NamedTuple):
     """Microseconds, in float64 on two CPU cores."""
@@ -61,3 +63,18 @@ def block_lu(count: int, k: int) -> Cost:
     """By LAPACK, one after the other."""
     one = dense(k)
     return Cost(count * one.factor, _LAUNCH + count * 0.002 * k**2)
+
+
+# A kernel takes some 40 ms to compile, here divided by as many factorisations as a run
+# of diffrax has, and some µs to start.
+_COMPILED = 5.0
+
+
+def multifrontal(symbolic: Symbolic) -> Cost:
+    overhead = _COMPILED * symbolic.kernels
+    return Cost(overhead + 1e6 * symbolic.seconds, 100 + 0.003 * symbolic.fill)
+
+
+def multifrontal_at_least(n: int) -> Cost:
+    """Of a tree, of which nothing fills in."""
+    return Cost(1000 + n, 100 + 0.06 * n)

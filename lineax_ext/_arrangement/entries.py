@@ -36,6 +36,11 @@ class Entries:
         constants = jnp.array([0, 1], source.dtype)
         return jnp.concatenate([source, constants])[at[layout]]
 
+    def values(self) -> Inexact[Array, " entries"]:
+        """All entries, in the order of the pattern."""
+        assert self.pattern is not None
+        return self.laid_out(np.arange(len(self.pattern)))
+
     def band(self, lower: int, upper: int) -> dict[int, Inexact[Array, " length"]]:
         """The diagonals −`lower`, …, `upper`, where the pattern has no others."""
         return read_band(reader(self.operator), lower, upper)

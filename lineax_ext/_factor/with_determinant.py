@@ -89,7 +89,7 @@ def _(primals, tangents):
     trace = jnp.sum(diagonal * tangents[0])
     trace = trace + jnp.sum(upper * tangents[1]) + jnp.sum(lower * tangents[2])
     out = sign, logabsdet, smallest
-    return out, (*_slogdet_tangents(sign, trace), jnp.zeros_like(smallest))
+    return out, (*slogdet_tangents(sign, trace), jnp.zeros_like(smallest))
 
 
 @jax.custom_jvp
@@ -108,10 +108,10 @@ def _(primals, tangents):
     inner = lambda x, dx: jnp.sum(jnp.swapaxes(x, 1, 2) * dx)
     trace = inner(diagonal, tangents[0])
     trace = trace + inner(upper, tangents[1]) + inner(lower, tangents[2])
-    return (sign, logabsdet), _slogdet_tangents(sign, trace)
+    return (sign, logabsdet), slogdet_tangents(sign, trace)
 
 
-def _slogdet_tangents(sign, trace):
+def slogdet_tangents(sign, trace):
     """Those of (sign, logabsdet): d log det = tr(A⁻¹ dA), for any logarithm."""
     if jnp.iscomplexobj(sign):
         return sign * lax.complex(jnp.zeros_like(trace.imag), trace.imag), trace.real
@@ -146,7 +146,7 @@ def _(invert, primals, tangents):
     matrix, factors, sign, logabsdet = primals
     out = _dense_slogdet(invert, *primals)
     trace = jnp.sum(_inverse(invert, matrix, factors).T * tangents[0])
-    return out, _slogdet_tangents(out[0], trace)
+    return out, slogdet_tangents(out[0], trace)
 
 
 def _dense(matrix, factors, sign, logabsdet, invert, solve, transpose_solve):

@@ -4,4 +4,5 @@ from .damped import AbstractDampedSolver as AbstractDampedSolver
 from .damped_qr import DampedQR as DampedQR
 from .damped_svd import DampedSVD as DampedSVD
 from .qr_multiply import QRMultiply as QRMultiply
+from .sparse import SparseCholesky as SparseCholesky, SparseLU as SparseLU
 from .tagged import TaggedLinearSolver as TaggedLinearSolver

@@ -1,7 +1,7 @@
 """A solver that finds the structure of a Jacobian itself."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 import equinox as eqx
 import jax.lax as lax
@@ -10,27 +10,31 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._arrangement import AbstractArrangement, arrange, Dense, Entries
+from .._arrangement import arrange, Dense, Entries
 from .._flat import ravel, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
-from .._result import result_of
 from .._structure.detect import detect
 from .._structure.extract import untagged
 from .._structure.known import known_pattern
 from .._structure.pattern import has_structure, Pattern
+from .._tags import definiteness
+from .arranged import Arranged
 from .block_tridiagonal import BlockTridiagonal
 from .orientation import frozen, orient, Orientation
 from .qr_multiply import QRMultiply
 
 
-class _AutoStructuredState(eqx.Module):
-    """The state of `solver`: for the operator itself, if there is no orientation; else
-    for its matrix. An arrangement stands in for a solver where a pattern was of use."""
+class _Delegated(eqx.Module):
+    """The state of another solver: for the operator itself, if there is no orientation;
+    else for its matrix."""
 
     state: PyTree[Any]
-    solver: lx.AbstractLinearSolver | AbstractArrangement = eqx.field(static=True)
+    solver: lx.AbstractLinearSolver = eqx.field(static=True)
     orientation: Orientation | None = None
     conjugated: bool = eqx.field(static=True, default=False)
+
+
+_AutoStructuredState: TypeAlias = Arranged | _Delegated
 
 
 # Operators that have their entries at hand, of which no pattern is known.
@@ -40,14 +44,11 @@ _explicit = (
     BlockTridiagonalLinearOperator,
 )
 
-
-def _semidefinite_tags(operator: lx.AbstractLinearOperator) -> list[object]:
-    tags = []
-    if lx.is_positive_semidefinite(operator):
-        tags.append(lx.positive_semidefinite_tag)
-    if lx.is_negative_semidefinite(operator):
-        tags.append(lx.negative_semidefinite_tag)
-    return tags
+_tags = {
+    0: (),
+    1: lx.positive_semidefinite_tag,
+    -1: lx.negative_semidefinite_tag,
+}
 
 
 class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
@@ -173,7 +174,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         elif isinstance(inner, BlockTridiagonalLinearOperator):
             solver = None if self.well_posed is False else BlockTridiagonal()
         if solver is not None and m > 0:
-            return _AutoStructuredState(solver.init(operator, options), solver)
+            return _Delegated(solver.init(operator, options), solver)
         operator = frozen(operator, "AutoStructuredLinearSolver")
         if pattern is None and not isinstance(inner, _explicit) and m * n > 0:
             pattern = detect(operator)
@@ -183,12 +184,12 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         self, operator: lx.AbstractLinearOperator, entries: Entries
     ) -> _AutoStructuredState:
         m, n = operator.out_size(), operator.in_size()
-        tags, pattern = _semidefinite_tags(operator), entries.pattern
+        definite, pattern = definiteness(operator), entries.pattern
         if self.well_posed is not False and m == n > 0:
-            arrangement = Dense(n) if pattern is None else arrange(pattern)
-            if len(tags) == 0 or not isinstance(arrangement, Dense):
-                factors = lax.stop_gradient(arrangement.factor(entries))
-                return _AutoStructuredState(factors, arrangement, orient(operator))
+            found = None if pattern is None else arrange(pattern, definite)
+            arrangement = Dense(n) if found is None else found
+            if definite == 0 or not isinstance(arrangement, Dense):
+                return Arranged.of(operator, arrangement, entries)
             solver = lx.Cholesky()
         elif self.well_posed is False:
             is_diagonal = m == n and pattern is not None and pattern.bandwidth == (0, 0)
@@ -200,8 +201,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
             diagonal = lax.stop_gradient(entries.band(0, 0)[0])
             matrix = lx.DiagonalLinearOperator(diagonal)
         else:
-            matrix = lx.MatrixLinearOperator(lax.stop_gradient(entries.matrix()), tags)
-        return _AutoStructuredState(solver.init(matrix, {}), solver, orient(operator))
+            matrix = lx.MatrixLinearOperator(
+                lax.stop_gradient(entries.matrix()), _tags[definite]
+            )
+        return _Delegated(solver.init(matrix, {}), solver, orient(operator))
 
     def compute(
         self,
@@ -209,30 +212,30 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         vector: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        if isinstance(state, Arranged):
+            return state.solve(vector)
         # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = lambda tree: jtu.tree_map(jnp.conj, tree) if state.conjugated else tree
-        vector, orientation, solver = conj(vector), state.orientation, state.solver
+        vector, orientation = conj(vector), state.orientation
         if orientation is None:
-            assert isinstance(solver, lx.AbstractLinearSolver)
-            out, result, _ = solver.compute(state.state, vector, options)
-            return conj(out), result, {}
-        b, transposed = ravel(vector), orientation.transposed
-        if isinstance(solver, AbstractArrangement):
-            x, singular = solver.solve(state.state, b, transposed)
-            result = result_of(singular)
-        else:
-            x, result, _ = solver.compute(state.state, b, {})
+            x, result, _ = state.solver.compute(state.state, vector, options)
+            return conj(x), result, {}
+        x, result, _ = state.solver.compute(state.state, ravel(vector), {})
         structures = orientation.in_structure, orientation.out_structure
-        return conj(unravel(x, thaw(structures[transposed]))), result, {}
+        x = unravel(x, thaw(structures[orientation.transposed]))
+        return conj(x), result, {}
 
     def transpose(self, state: _AutoStructuredState, options: dict[str, Any]):
-        inner, orientation, solver = state.state, state.orientation, state.solver
-        if isinstance(solver, lx.AbstractLinearSolver):
-            inner, options = solver.transpose(inner, options)
+        if isinstance(state, Arranged):
+            return state.transpose(), options
+        inner, options = state.solver.transpose(state.state, options)
+        orientation = state.orientation
         orientation = None if orientation is None else orientation.transpose()
         return dataclasses.replace(state, state=inner, orientation=orientation), options
 
     def conj(self, state: _AutoStructuredState, options: dict[str, Any]):
+        if isinstance(state, Arranged):
+            return state.conj(), options
         conjugated = not state.conjugated
         return dataclasses.replace(state, conjugated=conjugated), options
 

@@ -129,6 +129,11 @@ class Pattern:
         return int(-offsets.min(initial=0)), int(offsets.max(initial=0))
 
 
+def full(m: int, n: int) -> Pattern:
+    """Every entry of a matrix."""
+    return Pattern(np.repeat(np.arange(m), n), np.tile(np.arange(n), m), (m, n))
+
+
 def _indices(x: ArrayLike) -> np.ndarray:
     x = np.asarray(x)
     if x.size == 0 and x.ndim == 1:

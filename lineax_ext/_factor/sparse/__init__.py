@@ -14,3 +14,4 @@ from .numeric import (
 from .selected import selected_inverse as selected_inverse
 from .solve import solve as solve
 from .symbolic import analyse as analyse, Symbolic as Symbolic
+from .with_determinant import with_determinant as with_determinant

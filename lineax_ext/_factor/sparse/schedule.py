@@ -228,5 +228,6 @@ def schedule(
                 *(int(x) for x in start),
             )
         )
-    return Schedule(tuple(built), slots.astype(np.int32), int(ends[0]), int(ends[1]), unknowns)
-
+    return Schedule(
+        tuple(built), slots.astype(np.int32), int(ends[0]), int(ends[1]), unknowns
+    )

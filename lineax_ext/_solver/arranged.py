@@ -1,0 +1,51 @@
+"""The state of a solver that knows an arrangement of its matrix."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+from .._arrangement import AbstractArrangement, Entries
+from .._flat import ravel, thaw, unravel
+from .._result import result_of
+from .orientation import orient, Orientation
+
+
+class Arranged(eqx.Module):
+    """An operator, factorised as `arrangement` has it: from pytrees to pytrees."""
+
+    factors: PyTree[Array]
+    arrangement: AbstractArrangement = eqx.field(static=True)
+    orientation: Orientation
+
+    @staticmethod
+    def of(
+        operator: lx.AbstractLinearOperator,
+        arrangement: AbstractArrangement,
+        entries: Entries,
+    ) -> "Arranged":
+        # Once more for what the operator closes over.
+        factors = lax.stop_gradient(arrangement.factor(entries))
+        return Arranged(factors, arrangement, orient(operator))
+
+    def solve(
+        self, vector: PyTree[Array]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        orientation = self.orientation
+        # Ā⁻¹ b = conj(A⁻¹ b̄).
+        conj = jnp.conj if orientation.conjugated else lambda x: x
+        b, transposed = conj(ravel(vector)), orientation.transposed
+        x, singular = self.arrangement.solve(self.factors, b, transposed)
+        structures = orientation.in_structure, orientation.out_structure
+        x = unravel(conj(x), thaw(structures[transposed]))
+        return x, result_of(singular), {}
+
+    def transpose(self) -> "Arranged":
+        return dataclasses.replace(self, orientation=self.orientation.transpose())
+
+    def conj(self) -> "Arranged":
+        return dataclasses.replace(self, orientation=self.orientation.conj())
