@@ -1,6 +1,7 @@
 """All that is known of a sparse factorisation before a number is."""
 
 import functools as ft
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,7 +17,7 @@ class Symbolic:
     """The analysis of a pattern: compares and hashes by value.
 
     Made by `analyse`. Row `row_order[i]` and column `col_order[i]` of the matrix are
-    row and column i of the one that is factorised, without pivoting across fronts.
+    row and column i of the one that is factorised, with pivoting inside of fronts.
 
     `seconds`, `fill`, `flops`: predictions, of a factorisation on two cores, of the
     entries of its factors, and of its arithmetic. `kernels`: loops to be compiled.
@@ -42,7 +43,7 @@ class Symbolic:
         row_of = np.empty(n, np.int64)
         row_of[matched] = np.arange(n)
         graph = _graph(row_of[pattern.rows], pattern.cols, n)
-        self.fronts = fronts_of(graph, dissect(graph, 24))
+        self.fronts = fronts_of(graph, dissect(graph, 16))
         order = self.fronts.order
         self.col_order = order
         self.row_order = matched[order]
@@ -57,7 +58,7 @@ class Symbolic:
         self.seconds = float((number * seconds(p, u)).sum())
         self.fill = int((number * (p * (p + 2 * u))).sum())
         self.flops = int((number * (2 * p**3 + 4 * p * p * u + 2 * p * u * u)).sum())
-        self.kernels = 30 * len(self.schedule.classes) + 10
+        self.kernels = 45 * len(self.schedule.classes) + 40
 
     def __eq__(self, other):
         if not isinstance(other, Symbolic):
@@ -109,7 +110,7 @@ def _matched(pattern: Pattern) -> np.ndarray:
     return matched
 
 
-def _graph(rows: np.ndarray, cols: np.ndarray, n: int) -> sp.csr_array:
+def _graph(rows: np.ndarray, cols: np.ndarray, n: int) -> Any:
     """Of the symmetrised pattern, without its diagonal."""
     off = rows != cols
     rows, cols = rows[off], cols[off]
