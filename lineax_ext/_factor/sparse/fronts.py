@@ -1,11 +1,10 @@
 """From a tree of separators to fronts: the dense matrices that are eliminated."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.sparse as sp
 
-from .ordering import Tree
+from .tree import Tree
 
 
 class Fronts(NamedTuple):
@@ -47,14 +46,29 @@ def seconds(p, u):
     return 2e-6 + 5e-7 * p + 8e-9 * (p + u) ** 2 + 2e-10 * arithmetic
 
 
-def fronts_of(graph: sp.csr_array, tree: Tree) -> Fronts:
-    """The fronts of a tree; those that cost less as one are merged."""
-    fronts = _fronts(graph, tree)
-    merged = _merge(tree, fronts)
-    return fronts if merged is None else _fronts(graph, merged)
+def fronts_of(graph: Any, tree: Tree, most: int = 24) -> Fronts:
+    """The fronts of a tree: those that cost less as one are merged, and those with more
+    than `most` pivots become chains."""
+    merged = _merge(tree, _fronts(graph, tree))
+    return _fronts(graph, _split(merged, most))
 
 
-def _fronts(graph: sp.csr_array, tree: Tree) -> Fronts:
+def _split(tree: Tree, most: int) -> Tree:
+    """Fronts of alike numbers of pivots differ in one size, not in two: classes pad
+    less."""
+    pieces = [max(1, -(-len(m) // most)) for m in tree.members]
+    last = np.cumsum(pieces) - 1
+    members: list[np.ndarray] = []
+    parents: list[int] = []
+    for i, number in enumerate(pieces):
+        members += np.array_split(tree.members[i], number)
+        parents += range(len(parents) + 1, len(parents) + number)
+        up = tree.parents[i]
+        parents.append(int(last[up]) - pieces[up] + 1 if up >= 0 else -1)
+    return Tree(members, np.array(parents, np.int64))
+
+
+def _fronts(graph: Any, tree: Tree) -> Fronts:
     n, count = graph.shape[0], len(tree.members)
     order = np.concatenate([*tree.members, np.zeros(0, np.int64)]).astype(np.int64)
     sizes = [len(m) for m in tree.members]
@@ -76,7 +90,7 @@ def _fronts(graph: sp.csr_array, tree: Tree) -> Fronts:
     return Fronts(order, starts, boundary, tree.parents)
 
 
-def _merge(tree: Tree, fronts: Fronts) -> Tree | None:
+def _merge(tree: Tree, fronts: Fronts) -> Tree:
     """A tree in which a node has swallowed children that gain nothing by themselves."""
     p, u = fronts.pivots.copy(), fronts.boundaries
     into = np.arange(len(p))
@@ -90,8 +104,6 @@ def _merge(tree: Tree, fronts: Fronts) -> Tree | None:
             if seconds(p[c] + p[f], u[f]) < apart:
                 p[f] += p[c]
                 into[c] = f
-    if np.all(into == np.arange(len(p))):
-        return None
     for c in reversed(range(len(p))):
         into[c] = into[into[c]]
     kept = np.flatnonzero(into == np.arange(len(p)))

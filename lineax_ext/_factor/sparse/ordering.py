@@ -4,26 +4,16 @@ All parts of a graph are dissected at once, one NumPy operation for all of them:
 are as many steps as the tree of separators has levels, not as it has nodes.
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.csgraph as csgraph
 
-
-class Tree(NamedTuple):
-    """Sets of vertices that are eliminated together, children before parents.
-
-    Vertices of a node are adjacent to those of its descendants, of its ancestors, and
-    of the node itself alone. Node i has `members[i]` and the parent `parents[i]`, or
-    -1.
-    """
-
-    members: list[np.ndarray]
-    parents: np.ndarray
+from .tree import Tree
 
 
-def dissect(graph: sp.csr_array, leaf: int) -> Tree:
+def dissect(graph: Any, leaf: int) -> Tree:
     """A tree of separators with leaves of up to `leaf` vertices.
 
     Vertices with the same neighbours stay together. Those with by far more neighbours
@@ -64,7 +54,7 @@ def dissect(graph: sp.csr_array, leaf: int) -> Tree:
     return _postordered(members, parents)
 
 
-def _indistinguishable(graph: sp.csr_array) -> np.ndarray:
+def _indistinguishable(graph: Any) -> np.ndarray:
     """The number of each vertex's group: those of a group are adjacent to the same
     vertices and to each other."""
     n = graph.shape[0]
@@ -78,7 +68,7 @@ def _indistinguishable(graph: sp.csr_array) -> np.ndarray:
 
 
 def _tree(
-    graph: sp.csr_array, weights: np.ndarray, leaf: int
+    graph: Any, weights: np.ndarray, leaf: int
 ) -> tuple[list[np.ndarray], list[int]]:
     n = graph.shape[0]
     members: list[np.ndarray] = []
@@ -109,11 +99,11 @@ def _tree(
             if parent[c] == last and load + part.total[c] <= leaf:
                 load += part.total[c]
             else:
-                add(active[:0], parent[c])
+                add(active[:0], int(parent[c]))
                 load, last = part.total[c], parent[c]
             bag[c] = len(members) - 1
         for c in np.flatnonzero(valid):
-            bag[c] = add(active[:0], parent[c])
+            bag[c] = add(active[:0], int(parent[c]))
         node = bag[part.label]
         done = separator | ~valid[part.label]
         order = np.argsort(node[done], kind="stable")
@@ -128,7 +118,7 @@ def _tree(
 class _Parts:
     """The connected components of a graph, and what is done to all of them at once."""
 
-    def __init__(self, graph: sp.csr_array, weights: np.ndarray):
+    def __init__(self, graph: Any, weights: np.ndarray):
         self.graph, self.weights = graph, weights
         self.count, self.label = csgraph.connected_components(graph, directed=False)
         self.total = np.bincount(self.label, weights, self.count)

@@ -4,8 +4,6 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, Int, Real
 
-from ..product import matmul
-
 
 def invert(
     blocks: Inexact[Array, "c p p"],
@@ -20,73 +18,44 @@ def invert(
     on the diagonal. Columns do not change places, but are marked with k: a permutation
     at the end is one gather. A pivot smaller than `least` is raised to it.
 
-    Rows are eliminated by panels. The loop over the rows of a panel touches the panel
-    alone; the other rows follow by a product. What it carries is one array, and it has
-    six kernels: with an array for each of what it knows there were fifteen, and it took
-    twice as long to compile.
+    What the loop carries is one array: with an array for each of what it knows it had
+    more than twice as many kernels to be compiled.
 
     **Returns:** the inverses; and of each column, the row that it was the pivot of, or
     -1, and the pivot, or 1.
     """
     c, p, _ = blocks.shape
     dtype = blocks.dtype
-    size = p if p <= 32 else 16
     iota = lambda shape, axis: lax.broadcasted_iota(jnp.int32, shape, axis)
-    column, local = iota((c, p), 1), iota((1, size + 2, 1), 1)
-    lead = iota((c, size + 2), 0) * ((size + 2) * p) + iota((c, size + 2), 1) * p
+    column, local = iota((c, p), 1), iota((1, p + 2, 1), 1)
+    lead = iota((c, p + 2), 0) * ((p + 2) * p) + iota((c, p + 2), 1) * p
 
-    def step(j, state):
-        panel, start = state
+    def step(j, panel):
         row = lax.dynamic_slice_in_dim(panel, j, 1, axis=1)
         if pivoted:
-            unused = panel[:, size].real < 0
+            unused = panel[:, p].real < 0
             magnitude = jnp.where(unused, jnp.abs(row[:, 0]), -1)
             at = lax.argmax(magnitude, 1, jnp.int32)[:, None]
             taken = panel.reshape(-1).at[lead + at].get(mode="promise_in_bounds")
             taken, hot = taken[:, :, None], (column == at)[:, None, :]
         else:
-            taken = lax.dynamic_slice_in_dim(panel, start + j, 1, axis=2)
-            hot = (column == start + j)[:, None, :]
+            taken = lax.dynamic_slice_in_dim(panel, j, 1, axis=2)
+            hot = (column == j)[:, None, :]
         pivot = lax.dynamic_slice_in_dim(taken, j, 1, axis=1)
         length = jnp.abs(pivot)
         unit = jnp.where(length > 0, pivot / length.astype(dtype), 1)
         pivot = jnp.where(length < least, unit * least.astype(dtype), pivot)
         taken = jnp.where(local == j, 1, taken) / pivot
-        mark = jnp.where(local == size, (start + j).astype(dtype), pivot)
-        taken = jnp.where(local >= size, mark, taken)
-        factor = jnp.where(local >= size, 0, taken) * row
+        mark = jnp.where(local == p, j.astype(dtype), pivot)
+        taken = jnp.where(local >= p, mark, taken)
+        factor = jnp.where(local >= p, 0, taken) * row
         rest = jnp.where(local == j, 0, panel) - factor
-        return jnp.where(hot, taken, rest), start
+        return jnp.where(hot, taken, rest)
 
     none = jnp.broadcast_to(jnp.array([[-1], [1]], dtype), (c, 2, p))
-    zero = jnp.int32(0)
-    if size == p:
-        start = jnp.concatenate([blocks, none], axis=1)
-        out, _ = lax.fori_loop(zero, most, step, (start, zero))
-        out, marks = out[:, :size], out[:, size:]
-    else:
-        rows = local[:, :size]
-
-        def eliminate(k, state):
-            out, marks = state
-            start = k * size
-            panel = lax.dynamic_slice_in_dim(out, start, size, axis=1)
-            panel = jnp.concatenate([panel, marks], axis=1)
-            steps = jnp.minimum(most - start, size)
-            panel, _ = lax.fori_loop(zero, steps, step, (panel, start))
-            panel, marks = panel[:, :size], panel[:, size:]
-            # The columns that were pivots in this panel, in the order of its rows.
-            rank = marks[:, :1].real.astype(jnp.int32)
-            at = jnp.min(jnp.where(rank == start + rows, column[:, None], p - 1), 2)
-            taken = jnp.take_along_axis(
-                out, at[:, None, :], axis=2, mode="promise_in_bounds"
-            )
-            taken = jnp.where(rows.mT < steps, taken, 0)
-            out = jnp.where(rank >= start, 0, out) + matmul(taken, panel)
-            return lax.dynamic_update_slice_in_dim(out, panel, start, axis=1), marks
-
-        panels = (most + (size - 1)) // size
-        out, marks = lax.fori_loop(zero, panels, eliminate, (blocks, none))
+    out = jnp.concatenate([blocks, none], axis=1)
+    out = lax.fori_loop(jnp.int32(0), most, step, out)
+    out, marks = out[:, :p], out[:, p:]
     if not pivoted:
         return out, marks
     rank = ranks(marks)

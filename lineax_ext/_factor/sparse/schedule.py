@@ -16,8 +16,8 @@ from .fronts import Fronts, seconds
 class Class(NamedTuple):
     """Fronts padded to `p` pivots and `u` others, `batch` in each of `steps` steps.
 
-    `members[s, b]` is the front in place b of step s, or -1; `sizes[s, b]` its pivots. `pivots[s]` is the largest
-    number of pivots in it.
+    `members[s, b]` is the front in place b of step s, or -1; `sizes[s, b]` is the
+    number of its pivots, and `pivots[s]` the largest of the step.
 
     `source`, `target`: entries of A and where they go in the step's fronts.
     `children[s]`: first and last of the rows of `maps`, `bases` in which the children
@@ -65,11 +65,6 @@ def _rounded(x: int, to: int) -> int:
     return max(to, -(-x // to) * to)
 
 
-def _panel(p: int) -> int:
-    """To what the number of pivots is rounded up."""
-    return _rounded(p, 4) if p <= 32 else _rounded(p, 16)
-
-
 def _batch(p: int, u: int) -> int:
     """As many fronts as a cache holds."""
     return int(np.clip(2 ** np.floor(np.log2(60000 / (p + u) ** 2 + 1e-9)), 1, 32))
@@ -103,7 +98,7 @@ def _classify(fronts: Fronts, most: int) -> np.ndarray:
             top_p = max(top_p, int(p[inside].max()))
             top_u = max(top_u, int(u[inside].max()))
             number = cuts[j] - cuts[i]
-            size = _panel(top_p), _rounded(top_u, 8)
+            size = _rounded(top_p, 4), _rounded(top_u, 8)
             batch = _batch(*size)
             cost[i, j] = number * seconds(*size) + _STEP * (number / batch + 1)
     best = np.full((most + 1, len(cuts)), np.inf)
@@ -114,7 +109,7 @@ def _classify(fronts: Fronts, most: int) -> np.ndarray:
         came[k] = np.argmin(total, axis=0)
         best[k] = np.min(total, axis=0)
     # Another class has to save something: it has to be compiled.
-    k = int(np.argmin(best[:, -1] * 1.1 ** np.arange(most + 1)))
+    k = int(np.argmin(best[:, -1] * 1.15 ** np.arange(most + 1)))
     out = np.empty(len(p), np.int64)
     j = len(cuts) - 1
     while k > 0:
@@ -145,6 +140,7 @@ def schedule(
             children[parent].append(f)
             if kind[f] == kind[parent]:
                 level[parent] = max(level[parent], level[f] + 1)
+    number = np.array([len(c) for c in children])
     place = np.zeros((count, 3), np.int64)  # of updates, vectors, unknowns
     widths = np.zeros(count, np.int64)
     slots = np.zeros(n, np.int64)
@@ -152,12 +148,12 @@ def schedule(
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
-        top_p, top_u = _panel(int(p[mine].max())), _rounded(int(u[mine].max()), 8)
+        top_p, top_u = _rounded(int(p[mine].max()), 4), _rounded(int(u[mine].max()), 8)
         batch = _batch(top_p, top_u)
         steps = []
         for l in range(level[mine].max() + 1):
             here = mine[level[mine] == l]
-            here = here[np.lexsort((p[here], [len(children[f]) for f in here]))]
+            here = here[np.lexsort((p[here], number[here]))]
             steps += [here[i : i + batch] for i in range(0, len(here), batch)]
         batch = max(len(step) for step in steps)
         members = np.full((len(steps), batch), -1)
@@ -197,7 +193,7 @@ def schedule(
                 target.append((b * full + i) * full + j)
                 for r, c in enumerate(children[f]):
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    maps[spans[s, 0] + r][b, at] = np.arange(u[c])
+                    maps[spans[s, 0] + r][b, at] = np.arange(int(u[c]))
                     bases[spans[s, 0] + r][b] = place[c, 0], widths[c], place[c, 1]
             sources.append(np.concatenate(source))
             targets.append(np.concatenate(target))

@@ -44,11 +44,11 @@ def _plan(symbolic: Symbolic) -> _Plan:
         place = np.full((*kind.members.shape, kind.u), -1, np.int32)
         where = np.zeros((*kind.members.shape, 2), np.int32)
         for s, b in np.argwhere(kind.members >= 0):
-            f = kind.members[s, b]
-            parent, boundary = fronts.parents[f], fronts.boundary[f]
+            f = int(kind.members[s, b])
+            parent, boundary = int(fronts.parents[f]), fronts.boundary[f]
             if parent >= 0:
                 place[s, b, : len(boundary)] = fronts.places(
-                    parent, boundary, top[parent]
+                    parent, boundary, int(top[parent])
                 )
                 where[s, b] = base[parent], width[parent]
         maps.append(place)
@@ -64,7 +64,7 @@ def _plan(symbolic: Symbolic) -> _Plan:
     ends = np.searchsorted(owner[order], np.arange(count + 1))
     for f in range(count):
         mine = order[ends[f] : ends[f + 1]]
-        i, j = (fronts.places(f, x[mine], top[f]) for x in (rows, cols))
+        i, j = (fronts.places(f, x[mine], int(top[f])) for x in (rows, cols))
         entries[mine] = base[f] + j * width[f] + i
     return _Plan(tuple(starts), tuple(maps), tuple(bases), entries, total)
 

@@ -33,8 +33,8 @@ def solve(
     Cost: O(fill) a column.
 
     **Returns:** x, and for each column whether its residual is at most
-    64 ε (‖A‖ ‖x‖ + ‖b‖) in the maximum norm. It is not where A is singular, or not
-    finite.
+    64 ε (‖A‖ ‖x‖ + ‖b‖) in the maximum norm, and ‖A‖ ‖x‖ at most ‖b‖ / (16 ε). It is
+    not where A is singular, or not finite.
     """
     if conj:
         x, good = solve(symbolic, factors, jnp.conj(b), transpose=transpose)
@@ -154,7 +154,9 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         jnp.int32(0),
     )
     x, _, _, wrong, _, _, _ = lax.while_loop(unfinished, correct, state)
-    return x, ~wrong
+    # A solution that large is one of a matrix nearby: that of A does not exist.
+    huge = 16 * eps * norm * jnp.max(jnp.abs(x) / col_scale[:, None], axis=0)
+    return x, ~wrong & (huge <= jnp.max(jnp.abs(b) * row_scale[:, None], axis=0))
 
 
 def substitute(

@@ -3,12 +3,9 @@
 import functools as ft
 
 import numpy as np
-import scipy.sparse as sp
-import scipy.sparse.csgraph as csgraph
 
 from ..._structure.pattern import Pattern
 from .fronts import Fronts, fronts_of, seconds
-from .ordering import dissect
 from .schedule import Schedule, schedule
 
 
@@ -16,7 +13,7 @@ class Symbolic:
     """The analysis of a pattern: compares and hashes by value.
 
     Made by `analyse`. Row `row_order[i]` and column `col_order[i]` of the matrix are
-    row and column i of the one that is factorised, without pivoting across fronts.
+    row and column i of the one that is factorised, with pivoting inside of fronts.
 
     `seconds`, `fill`, `flops`: predictions, of a factorisation on two cores, of the
     entries of its factors, and of its arithmetic. `kernels`: loops to be compiled.
@@ -35,18 +32,22 @@ class Symbolic:
     kernels: int
 
     def __init__(self, pattern: Pattern, symmetric: bool):
+        # Not at the top: SciPy's graphs take half a second to import.
+        from . import matching as graph_of
+        from .ordering import dissect
+
         n = pattern.shape[0]
         self.pattern, self.symmetric = pattern, symmetric
         # Row `matched[j]` has an entry in column j, which goes to the diagonal.
-        matched = np.arange(n) if symmetric else _matched(pattern)
+        matched = np.arange(n) if symmetric else graph_of.matched(pattern)
         row_of = np.empty(n, np.int64)
         row_of[matched] = np.arange(n)
-        graph = _graph(row_of[pattern.rows], pattern.cols, n)
-        self.fronts = fronts_of(graph, dissect(graph, 24))
+        graph = graph_of.graph(row_of[pattern.rows], pattern.cols, n)
+        self.fronts = fronts_of(graph, dissect(graph, 16))
         order = self.fronts.order
         self.col_order = order
         self.row_order = matched[order]
-        self.parity = _parity(matched)
+        self.parity = graph_of.parity(matched)
         place = np.empty(n, np.int64)
         place[order] = np.arange(n)
         rows, cols = place[row_of[pattern.rows]], place[pattern.cols]
@@ -57,7 +58,7 @@ class Symbolic:
         self.seconds = float((number * seconds(p, u)).sum())
         self.fill = int((number * (p * (p + 2 * u))).sum())
         self.flops = int((number * (2 * p**3 + 4 * p * p * u + 2 * p * u * u)).sum())
-        self.kernels = 30 * len(self.schedule.classes) + 10
+        self.kernels = 45 * len(self.schedule.classes) + 40
 
     def __eq__(self, other):
         if not isinstance(other, Symbolic):
@@ -92,36 +93,3 @@ def analyse(pattern: Pattern, symmetric: bool = False) -> Symbolic:
             f"{pattern.shape}."
         )
     return Symbolic(pattern, symmetric)
-
-
-def _matched(pattern: Pattern) -> np.ndarray:
-    n = pattern.shape[0]
-    if np.count_nonzero(pattern.rows == pattern.cols) == n:
-        return np.arange(n)
-    matched = csgraph.maximum_bipartite_matching(pattern.to_scipy(), perm_type="row")
-    missing = int(np.count_nonzero(matched < 0))
-    if missing > 0:
-        raise ValueError(
-            f"Every matrix of {pattern} is singular: no choice of {n} entries, one in "
-            f"each row and column, exists ({missing} are missing). Give it the missing "
-            "entries, or solve a least-squares problem."
-        )
-    return matched
-
-
-def _graph(rows: np.ndarray, cols: np.ndarray, n: int) -> sp.csr_array:
-    """Of the symmetrised pattern, without its diagonal."""
-    off = rows != cols
-    rows, cols = rows[off], cols[off]
-    both = np.concatenate([rows, cols]), np.concatenate([cols, rows])
-    graph = sp.csr_array((np.ones(len(both[0])), both), shape=(n, n))
-    graph.sum_duplicates()
-    return graph
-
-
-def _parity(permutation: np.ndarray) -> int:
-    """+1 or -1."""
-    n = len(permutation)
-    ones = sp.csr_array((np.ones(n), (np.arange(n), permutation)), shape=(n, n))
-    cycles = csgraph.connected_components(ones, directed=False)[0] if n else 0
-    return 1 - 2 * ((n - cycles) % 2)

@@ -92,8 +92,10 @@ def _(symbolic, primals, tangents):
     apply = jax.vmap(lambda b: _solve(symbolic, values, factors, b), 1, 1)
 
     def chunk(out, start):
-        columns = start + jnp.arange(_COLUMNS)
-        eye = (jnp.arange(n)[:, None] == columns[None, :]).astype(values.dtype)
+        columns = start + jnp.arange(_COLUMNS, dtype=jnp.int32)
+        eye = (jnp.arange(n, dtype=jnp.int32)[:, None] == columns[None, :]).astype(
+            values.dtype
+        )
         change = sparse_product(tangents[0], pattern, apply(eye))
         change = -apply(change)
         # Entry (i, j) of the pattern wants row j of column i.
