@@ -49,6 +49,16 @@ def test_readme():
     assert namespace["path"].shape == (100, 200)
 
 
+@pytest.mark.parametrize("page", ("operators.md", "sparse.md"))
+def test_page(page):
+    blocks = _blocks((_root / "docs" / page).read_text())
+    assert len(blocks) >= 1
+    namespace = {}
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, namespace)
+
+
 @pytest.mark.parametrize("block", list(_documented()))
 def test_docstring(block):
     matrix = jnp.abs(jr.normal(jr.key(0), (5, 5))) * jnp.eye(5)

@@ -102,9 +102,8 @@ class SparseCholesky(lx.AbstractLinearSolver[Arranged]):
     !!! Example
 
         ```python
-        tag = lx.positive_semidefinite_tag
-        operator = lxe.SparseMatrixLinearOperator(values, pattern, tag)
-        solution = lx.linear_solve(operator, vector, lxe.SparseCholesky())
+        tagged = lx.TaggedLinearOperator(operator, lx.positive_semidefinite_tag)
+        solution = lx.linear_solve(tagged, vector, lxe.SparseCholesky())
         ```
 
     **Returns:**
