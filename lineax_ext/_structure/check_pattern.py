@@ -32,6 +32,7 @@ def check_pattern(
     !!! Example
 
         ```python
+        pattern = lxe.Pattern(range(5), range(5), (5, 5))
         operator = lxe.check_pattern(operator, pattern, key=jr.key(0))
         solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
         solution = lx.linear_solve(operator, vector, solver)

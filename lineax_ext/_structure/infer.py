@@ -33,6 +33,8 @@ def infer_pattern(
         ```python
         pattern = lxe.infer_pattern(residuals, y0, args)
         solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
+        newton = optx.Newton(rtol=1e-8, atol=1e-8, linear_solver=solver)
+        sol = optx.root_find(residuals, newton, y0, args)
         ```
 
     **Arguments:**

@@ -44,8 +44,10 @@ class Pattern:
     !!! Example
 
         ```python
-        pattern = lxe.Pattern([0, 1, 1], [0, 0, 1], (2, 2))
+        # A diagonal, and one entry beside it.
+        pattern = lxe.Pattern([0, 1, 2, 3, 4, 4], [0, 1, 2, 3, 4, 0], (5, 5))
         solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
+        solution = lx.linear_solve(operator, vector, solver)
         ```
 
     **Arguments:**
