@@ -1,15 +1,15 @@
 """A Gaussian Markov random field on a map of heights, with its range and noise fitted.
 
-The map is a part of the Jacksboro fault in Tennessee, which matplotlib ships. A tenth of
-its points are given, with noise; the others are to be told. The model is a Matérn field,
-by the stochastic partial differential equation (Lindgren, Rue, Lindström, *An explicit
-link between Gaussian fields and Gaussian Markov random fields*, J. R. Stat. Soc. B 73
-(2011), doi:10.1111/j.1467-9868.2011.00777.x)
+The map is a part of the Jacksboro fault in Tennessee, which matplotlib ships. A tenth
+of its points are given, with noise; the others are to be told. The model is a Matérn
+field, by the stochastic partial differential equation (Lindgren, Rue, Lindström, *An
+explicit link between Gaussian fields and Gaussian Markov random fields*, J. R. Stat.
+Soc. B 73 (2011), doi:10.1111/j.1467-9868.2011.00777.x)
 
     (κ² − Δ) x = white noise,    so that its precision is Q = τ (κ² − Δ)ᵀ (κ² − Δ),
 
-a sparse matrix of 13 entries a row. With observations y = P x + noise of size σ, and the
-precision A = Q + Pᵀ P / σ² of x given y,
+a sparse matrix of 13 entries a row. With observations y = P x + noise of size σ, and
+the precision A = Q + Pᵀ P / σ² of x given y,
 
     log p(y) = ½ (log det Q − log det A + yᵀ P A⁻¹ Pᵀ y / σ⁴ − yᵀ y / σ²) − m log σ + …
 
@@ -49,7 +49,7 @@ import lineax_ext as lxe  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 
 NOISE = 0.05  # of what is given, in standard deviations of the map
-SPACING = 0.34  # km between points of the grid, about
+SPACING = 0.43  # km between points of the grid, about
 
 
 class Problem(NamedTuple):
@@ -158,7 +158,7 @@ def draw(map_: np.ndarray, mean: np.ndarray, deviation: np.ndarray, path: str) -
     extent = (0, columns * SPACING, 0, rows * SPACING)
     titles = (
         "heights, standardised",
-        "mean, from a tenth of the points",
+        "mean, given a tenth of it",
         "standard deviation",
     )
     limits = {"vmin": map_.min(), "vmax": map_.max()}
@@ -197,7 +197,7 @@ def main() -> int:
         results.append(np.append(gradient, value))
     difference = np.max(np.abs(results[0] - results[1]) / np.abs(results[1]))
 
-    map_ = heights(step=4)
+    map_ = heights(step=5)
     given = problem(map_, share=0.1)
     print(f"\n{map_.size} points, {int(given.observed.sum())} observed", flush=True)
     solution = fit(given, start)

@@ -1,18 +1,18 @@
-"""The Brusselator in the plane: a stiff system of 2048 unknowns whose Jacobian is sparse.
+"""The Brusselator in the plane: stiff, 2048 unknowns, and a Jacobian that is sparse.
 
 The benchmark problem of SciML (Hairer, Wanner, *Solving Ordinary Differential Equations
 II*, §IV.10), on the unit square with periodic ends, in dimensionless time and length:
 
     ∂u/∂t = 1 + u²v − 4.4 u + α Δu + f(x, y, t),    ∂v/∂t = 3.4 u − u²v + α Δv,
 
-with α = 10, and a source f = 5 in a disc from t = 1.1 on. Cut into 32 × 32 cells it is an
-ordinary differential equation whose Jacobian has no narrow band in any order. diffrax
-solves it through `lineax_ext.structured`, which finds the pattern and factorises it as a
-sparse matrix; SciPy's `BDF` solves it beside that, with the pattern that
-`lineax_ext.infer_pattern` finds.
+with α = 10, and a source f = 5 in a disc from t = 1.1 on. Cut into 32 × 32 cells it is
+an ordinary differential equation whose Jacobian has no narrow band in any order.
+diffrax solves it through `lineax_ext.structured`, which finds the pattern and
+factorises it as a sparse matrix; SciPy's `BDF` solves it beside that, with the pattern
+that `lineax_ext.infer_pattern` finds.
 
-Prints steps and times, draws u at four times into `reaction_diffusion_2d.png`, and exits
-with an error if the two do not agree.
+Prints steps and times, draws u at four times into `reaction_diffusion_2d.png`, and
+exits with an error if the two do not agree.
 
 Run it as `python examples/reaction_diffusion_2d.py`.
 """

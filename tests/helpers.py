@@ -42,6 +42,7 @@ SQUARE_SOLVERS = (
         lxe.BlockTridiagonal(),
         lambda matrix: block_tridiagonal_operator(matrix, 2),
     ),
+    ("SparseLU", lxe.SparseLU(), lambda matrix: sparse_operator(matrix)),
 )
 
 over_square_solvers = pytest.mark.parametrize(
@@ -157,6 +158,14 @@ def block_tridiagonal_operator(matrix, k, tags=()):
     i = np.arange(count)
     bands = blocks[i, i], blocks[i[1:], i[:-1]], blocks[i[:-1], i[1:]]
     return lxe.BlockTridiagonalLinearOperator(*bands, tags)
+
+
+def sparse_operator(matrix, tags=()):
+    """With an entry everywhere."""
+    rows, columns = np.indices(matrix.shape).reshape(2, -1)
+    pattern = lxe.Pattern(rows, columns, matrix.shape)
+    values = jnp.asarray(matrix).reshape(-1)
+    return lxe.SparseMatrixLinearOperator(values, pattern, tags)
 
 
 def function_operator(matrix, tags=()):
