@@ -27,6 +27,21 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="the expensive sweeps too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs with `--slow` only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="runs with `--slow` only"))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _clear_caches():
     # Compiled programs are kept for ever otherwise: gigabytes over the whole suite.
