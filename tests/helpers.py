@@ -235,7 +235,19 @@ OPERATORS = (
     pytree_function_operator,
     pytree_jacobian_operator,
 )
-over_operators = pytest.mark.parametrize("make_operator", OPERATORS)
+# Those without `--slow` leave no step out that the others take.
+over_operators = pytest.mark.parametrize(
+    "make_operator",
+    (
+        matrix_operator,
+        slow(function_operator),
+        slow(jacobian_operator),
+        bwd_jacobian_operator,
+        pytree_operator,
+        slow(pytree_function_operator),
+        pytree_jacobian_operator,
+    ),
+)
 
 
 def solve(operator, vector, solver, **kwargs):

@@ -259,7 +259,7 @@ def derivative_of_theirs(transform):
     fn, y0 = PROBLEMS["pytree"]
     solver = optx.LevenbergMarquardt(1e-10, 1e-10)
     solve = lambda theta: flatten(fit(fn, solver, y0, theta).value)
-    return transform(solve)(1.0)
+    return jax.jit(transform(solve))(1.0)
 
 
 @over_ours
@@ -268,7 +268,7 @@ def test_implicit_derivative(solver, transform):
     fn, y0 = PROBLEMS["pytree"]
     solve = lambda theta: flatten(fit(fn, solver, y0, theta).value)
     # The implicit function theorem, with the Hessian whole or of Gauss and Newton.
-    out = transform(solve)(1.0)
+    out = jax.jit(transform(solve))(1.0)
     assert_close(out, derivative_of_theirs(transform), 1e-4)
     expected = directional(lambda t: scipy_fit(fn, y0, 1.0 + t))
     assert_close(out, expected, 1e-4)
