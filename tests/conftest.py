@@ -1,13 +1,19 @@
 import gc
+import importlib.metadata
 import os
 
 
-# Two workers on two cores: one thread each. And most of the time goes to compiling,
-# of which a quarter is LLVM optimising what then runs once.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0",
+# Two workers on two cores: one thread each. And most of the time goes to compiling:
+# LLVM optimises what then runs once, and the emitters of fusions, which XLA has no
+# longer a flag for in jax 0.11 and later, took six tenths of what is left.
+_flags = (
+    "--xla_cpu_multi_thread_eigen=false",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
 )
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _flags += ("--xla_cpu_use_fusion_emitters=false",)
+os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")
 
@@ -19,6 +25,21 @@ import pytest  # noqa: E402
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="the expensive sweeps too")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs with `--slow` only")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="runs with `--slow` only"))
 
 
 @pytest.fixture(scope="module", autouse=True)

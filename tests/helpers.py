@@ -50,15 +50,27 @@ over_square_solvers = pytest.mark.parametrize(
     [pytest.param(solver, make, id=name) for name, solver, make in SQUARE_SOLVERS],
 )
 
+
+def slow(*values, **kwargs):
+    """A parameter of a sweep that is left out without `--slow`."""
+    return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
+
+
 SHAPES = ((5, 3), (4, 4), (3, 5))
 SHAPE_IDS = ("tall", "square", "wide")
-over_shapes = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+over_all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+# Square takes the path of tall. What has a sweep of its own has `over_all_shapes`.
+over_shapes = pytest.mark.parametrize(
+    "shape", (SHAPES[0], slow(SHAPES[1]), SHAPES[2]), ids=SHAPE_IDS
+)
 # Where square adds nothing to tall.
 over_oblong_shapes = pytest.mark.parametrize("shape", SHAPES[::2], ids=SHAPE_IDS[::2])
 
-DTYPES = (np.float32, np.float64, np.complex128)
-over_dtypes = pytest.mark.parametrize("dtype", DTYPES)
-over_double_dtypes = pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+# What is said without a dtype is tested in float64.
+over_dtypes = pytest.mark.parametrize(
+    "dtype", (np.float32, slow(np.float64), np.complex128)
+)
+over_double_dtypes = pytest.mark.parametrize("dtype", (slow(np.float64), np.complex128))
 
 
 def tolerance(dtype):
@@ -232,7 +244,19 @@ OPERATORS = (
     pytree_function_operator,
     pytree_jacobian_operator,
 )
-over_operators = pytest.mark.parametrize("make_operator", OPERATORS)
+# Those without `--slow` leave no step out that the others take.
+over_operators = pytest.mark.parametrize(
+    "make_operator",
+    (
+        matrix_operator,
+        slow(function_operator),
+        slow(jacobian_operator),
+        bwd_jacobian_operator,
+        pytree_operator,
+        slow(pytree_function_operator),
+        pytree_jacobian_operator,
+    ),
+)
 
 
 def solve(operator, vector, solver, **kwargs):

@@ -19,6 +19,7 @@ from helpers import (
     pytree_function_operator,
     pytree_jacobian_operator,
     pytree_operator,
+    slow,
     tolerance,
     unflatten,
 )
@@ -184,13 +185,20 @@ def _test_truth_and_lies(make, tags, make_matrix, is_lie, message, dtype=np.floa
 
 
 @_over(*CASES)
-@pytest.mark.parametrize("make", (matrix_operator, jacobian_operator))
+@pytest.mark.parametrize("make", (slow(matrix_operator), jacobian_operator))
 def test_every_lie(make, tags, make_matrix, is_lie, message):
     _test_truth_and_lies(make, tags, make_matrix, is_lie, message)
 
 
 @_over("both triangular", "tridiagonal", "symmetric")
-@pytest.mark.parametrize("make", MIXED_OPERATORS.values(), ids=MIXED_OPERATORS.keys())
+@pytest.mark.parametrize(
+    "make",
+    [
+        slow(make) if name in ("tagged sum", "scaled", "tagged product") else make
+        for name, make in MIXED_OPERATORS.items()
+    ],
+    ids=MIXED_OPERATORS.keys(),
+)
 def test_operators(make, tags, make_matrix, is_lie, message):
     _test_truth_and_lies(make, tags, make_matrix, is_lie, message)
 

@@ -19,8 +19,8 @@ from helpers import (
     flatten,
     jacobian_operator,
     normal,
+    over_all_shapes,
     over_double_dtypes,
-    over_shapes,
     pytree_operator,
     SOLVERS,
     SQUARE_SOLVERS,
@@ -162,7 +162,7 @@ def test_registered(cls, function):
 
 @over_operators
 @over_functions
-@over_shapes
+@over_all_shapes
 @over_double_dtypes
 def test_functions(cls, function, shape, dtype):
     operator, matrix = EXAMPLES[cls](shape, dtype)
@@ -170,7 +170,7 @@ def test_functions(cls, function, shape, dtype):
 
 
 @over_operators
-@over_shapes
+@over_all_shapes
 @over_double_dtypes
 def test_methods(cls, shape, dtype):
     operator, matrix = EXAMPLES[cls](shape, dtype)

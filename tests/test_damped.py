@@ -29,6 +29,7 @@ from helpers import (
     pytree_jacobian_operator,
     pytree_operator,
     rank_deficient,
+    slow,
     solve,
     tolerance,
     unflatten,
@@ -202,7 +203,7 @@ def test_pytrees(solver, shape, make_operator):
 @over_shapes
 @pytest.mark.parametrize(
     "damping, scaled",
-    ((damping, False), (damping, True), (0.0, False)),
+    (slow(damping, False), (damping, True), (0.0, False)),
     ids=("", "scaled", "zero"),
 )
 def test_right_hand_sides(solver, shape, scaled, damping):
@@ -627,7 +628,7 @@ def factors(top, bottom, stack):
 
 
 @pytest.mark.parametrize("bottom", bottoms.values(), ids=bottoms)
-@pytest.mark.parametrize("n", (0, 1, 23, 24, 25, 100))
+@pytest.mark.parametrize("n", (0, 1, 23, slow(24), 25, slow(100)))
 @over_double_dtypes
 def test_triangular_stack(n, dtype, bottom):
     # Of the two, what is under the diagonal is not to be read.
@@ -679,8 +680,8 @@ tall_shapes = (
     (5, 0),
     (60, 60),
     (9000, 1),
-    (3001, 5),
-    (1500, 16),
+    slow(3001, 5),
+    slow(1500, 16),
     (1001, 17),
     (2311, 100),
 )

@@ -9,7 +9,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.integrate
-from helpers import assert_close, directional, flatten
+from helpers import assert_close, directional, flatten, slow
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -67,7 +67,7 @@ def _scipy_stiff(stiffness):
     ).y[:, -1]
 
 
-@pytest.mark.parametrize("method", (dfx.Kvaerno3, dfx.Kvaerno5))
+@pytest.mark.parametrize("method", (slow(dfx.Kvaerno3), dfx.Kvaerno5))
 def test_dense(method):
     run = ft.partial(_solve, method, term=_tree_stiff, t1=T1, y0=TREE_Y0)
 

@@ -13,6 +13,7 @@ from helpers import (
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
+    slow,
     solve,
     well_conditioned,
 )
@@ -32,7 +33,7 @@ def expected_jvp(primals, tangents):
 
 @over_solvers
 @over_shapes
-@pytest.mark.parametrize("wrt", ("vector", "both"))
+@pytest.mark.parametrize("wrt", (slow("vector"), "both"))
 def test_jvp(solver, tags, shape, wrt):
     (a, b), (t_a, t_b) = problem(shape, np.complex128)
     if wrt == "vector":
@@ -50,7 +51,7 @@ def test_jvp(solver, tags, shape, wrt):
 @over_solvers
 @over_oblong_shapes
 @pytest.mark.parametrize(
-    "make_operator", (pytree_function_operator, pytree_jacobian_operator)
+    "make_operator", (slow(pytree_function_operator), pytree_jacobian_operator)
 )
 def test_operators(solver, tags, shape, make_operator):
     primals, tangents = problem(shape, np.complex128)

@@ -13,6 +13,7 @@ from helpers import (
     OPERATORS,
     over_dtypes,
     pytree_jacobian_operator,
+    slow,
     tolerance,
 )
 from operators import (
@@ -37,7 +38,7 @@ def _operator(x, matrix, jac=None):
     return lx.JacobianLinearOperator(sine, x, matrix, jac=jac)
 
 
-@pytest.fixture(params=(1, 2, 3, 4, 6, 7, 8, None))
+@pytest.fixture(params=(1, slow(2), 3, slow(4), slow(6), slow(7), slow(8), None))
 def chunk(request, monkeypatch):
     if request.param is not None:
         fixed = lambda fn, x, count: min(request.param, count)

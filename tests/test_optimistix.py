@@ -10,7 +10,7 @@ import optimistix as optx
 import pytest
 import scipy.linalg
 import scipy.optimize
-from helpers import assert_close, directional, flatten, normal
+from helpers import assert_close, directional, flatten, normal, slow
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -219,7 +219,7 @@ AUTO = lxe.AutoStructuredLinearSolver()
 
 
 @over_structures
-@pytest.mark.parametrize("method", (optx.Newton, optx.Chord))
+@pytest.mark.parametrize("method", (optx.Newton, slow(optx.Chord)))
 @pytest.mark.parametrize("known_by", ("tags", "infer_tags", "pattern"))
 def test_tridiagonal_root_find(method, fn, guess, known_by):
     @jax.value_and_grad
@@ -262,7 +262,7 @@ def test_untagged_root_find_is_caught():
         optx.root_find(_reaction, solver, SOURCE / 5, 1.0)
 
 
-@pytest.mark.parametrize("jac", (None, "bwd"))
+@pytest.mark.parametrize("jac", (None, slow("bwd")))
 @pytest.mark.parametrize("tagged", (False, True))
 @over_structures
 def test_tridiagonal_jacobian(fn, guess, tagged, jac):

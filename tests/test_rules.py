@@ -18,6 +18,7 @@ from helpers import (
     over_dtypes,
     pytree_function_operator,
     pytree_jacobian_operator,
+    slow,
     tolerance,
 )
 from operators import (
@@ -116,13 +117,13 @@ def test_values(make, tags, band):
 
 @over_wrappers
 @over_bands
-@pytest.mark.parametrize("make", (function_operator, jacobian_operator))
+@pytest.mark.parametrize("make", (slow(function_operator), jacobian_operator))
 def test_tagged(make, tags, band, wrap):
     matrix = banded((N, N), *band)
     _check(wrap(make, matrix, tags), matrix, 1e-13)
 
 
-@pytest.mark.parametrize("dtype", (np.float32, np.complex128))
+@pytest.mark.parametrize("dtype", (slow(np.float32), np.complex128))
 @over_few_bands
 @pytest.mark.parametrize("make", LAZY_OPERATORS)
 def test_dtypes(make, tags, band, dtype):
@@ -132,7 +133,7 @@ def test_dtypes(make, tags, band, dtype):
 
 @pytest.mark.parametrize("n", (1, 2))
 @over_bands
-@pytest.mark.parametrize("jac", (None, "bwd"))
+@pytest.mark.parametrize("jac", (None, slow("bwd")))
 def test_small(jac, tags, band, n):
     matrix = banded((n, n), *band)
     _check(jacobian_operator(matrix, tags, jac), matrix, 1e-13)
@@ -141,7 +142,7 @@ def test_small(jac, tags, band, n):
 
 @pytest.mark.parametrize("shape", ((5, 8), (8, 5), (1, 4), (4, 1)))
 @over_few_bands
-@pytest.mark.parametrize("jac", (None, "bwd"))
+@pytest.mark.parametrize("jac", (None, slow("bwd")))
 def test_not_square(jac, tags, band, shape):
     matrix = banded(shape, *band)
     _check(jacobian_operator(matrix, tags, jac), matrix, 1e-13)
@@ -192,7 +193,7 @@ def _scale_operator(x, matrix, tags=()):
 
 
 @over_costs
-@pytest.mark.parametrize("where", ("own", "tagged"))
+@pytest.mark.parametrize("where", (slow("own"), "tagged"))
 @pytest.mark.parametrize(
     "make",
     (
@@ -231,7 +232,7 @@ def test_unit_diagonal_applies_nothing(make):
 @pytest.mark.parametrize(
     "function, jac", ((sequential_sine, None), (reverse_sine, "bwd"))
 )
-@pytest.mark.parametrize("where", ("own", "tagged"))
+@pytest.mark.parametrize("where", (slow("own"), "tagged"))
 def test_callbacks(where, function, jac, tags, band, diagonal_cost, tridiagonal_cost):
     x, matrix = normal((N,)), banded((N, N), *band)
     fn, calls = function(matrix)
@@ -425,9 +426,10 @@ def _structures(name):
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", STRUCTURES)
 @pytest.mark.parametrize(
-    "tags, band", (((LOWER, UPPER), (0, 0)), ((TRIDIAGONAL,), (1, 1)), ((), (N, N)))
+    "tags, band",
+    (slow((LOWER, UPPER), (0, 0)), ((TRIDIAGONAL,), (1, 1)), ((), (N, N))),
 )
-@pytest.mark.parametrize("make", ("function", None, "bwd"))
+@pytest.mark.parametrize("make", ("function", slow(None), "bwd"))
 def test_mixed_pytrees(make, tags, band, name):
     in_struct, out_struct = _structures(name)
     dtype = np.result_type(*[x.dtype for x in out_struct])

@@ -8,6 +8,7 @@ from helpers import (
     badly_scaled,
     matrix_operator,
     normal,
+    over_all_shapes,
     over_dtypes,
     over_oblong_shapes,
     over_operators,
@@ -33,7 +34,7 @@ modes = {
 
 
 @over_solvers
-@over_shapes
+@over_all_shapes
 @over_dtypes
 @pytest.mark.parametrize("mode", modes.values(), ids=modes)
 def test_matrix(solver, tags, shape, dtype, mode):

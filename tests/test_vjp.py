@@ -16,6 +16,7 @@ from helpers import (
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
+    slow,
     solve,
     well_conditioned,
 )
@@ -57,7 +58,7 @@ def test_vjp(solver, tags, shape, dtype):
 @over_solvers
 @over_oblong_shapes
 @pytest.mark.parametrize(
-    "make_operator", (pytree_function_operator, pytree_jacobian_operator)
+    "make_operator", (slow(pytree_function_operator), pytree_jacobian_operator)
 )
 def test_operators(solver, tags, shape, make_operator):
     a, b = problem(shape, np.complex128)
@@ -80,7 +81,9 @@ def test_state(solver, tags, shape):
 
 @over_solvers
 @over_oblong_shapes
-@pytest.mark.parametrize("order", ("jvp of vjp", "vjp of jvp", "vjp of vjp"))
+@pytest.mark.parametrize(
+    "order", ("jvp of vjp", slow("vjp of jvp"), slow("vjp of vjp"))
+)
 def test_second_order(solver, tags, shape, order):
     """The product of the Hessian with a direction, in the three ways there are."""
     primals = problem(shape, np.float64)
