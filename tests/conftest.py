@@ -5,7 +5,7 @@ import os
 
 # Two workers on two cores: one thread each. And most of the time goes to compiling:
 # LLVM optimises what then runs once, and the emitters of fusions, which XLA has no
-# longer a flag for in jax 0.11 and later, took six tenths of what is left.
+# longer a flag for in jaxlib 0.12, took six tenths of what is left.
 _flags = (
     "--xla_cpu_multi_thread_eigen=false",
     "--xla_backend_optimization_level=0",

@@ -254,17 +254,14 @@ DERIVED = {
         lambda x: x,
     ),
 }
+# With --slow: the first takes eleven seconds, and is left in complex.
+LONG = ("block-tridiagonal", "negative", "tagged tridiagonal")
 COMPLEX = ("matrix", "definite", "tridiagonal", "block-tridiagonal", "product")
 
 
 @pytest.mark.parametrize(
     "name, dtype",
-    [
-        slow(name, np.float64)
-        if name in ("negative", "tagged tridiagonal")
-        else (name, np.float64)
-        for name in DERIVED
-    ]
+    [slow(name, np.float64) if name in LONG else (name, np.float64) for name in DERIVED]
     + [
         slow(name, np.complex128)
         if name in ("definite", "tridiagonal")
