@@ -9,12 +9,21 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
+from .._factor.tsqr import condense_rows, TSQR, tsqr
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .householder import householder_qr, matmul, q_multiply_columns
-from .orientation import Orientation
+from .._rows import find_rows, Rows
+from .householder import (
+    householder_qr,
+    HouseholderQR,
+    matmul,
+    q_multiply_columns,
+)
+from .orientation import frozen_matrix, Orientation
+from .triangular_stack import condense
 
 
 _State = TypeVar("_State")
@@ -175,35 +184,50 @@ def resolve_damping(
 
 
 def factorise(
-    matrix: Inexact[Array, "m n"], damping: Damping | None
-) -> tuple[Inexact[Array, "max(m,n) k"], Inexact[Array, " k"]]:
-    """The QR of A when tall; of D⁻¹ Aᴴ when wide.
+    matrix: Inexact[Array, "m n"] | Inexact[Array, "n p l"],
+    damping: Damping | None,
+    rows: Rows | None = None,
+) -> HouseholderQR | TSQR:
+    """The QR of A when tall; of D⁻¹ Aᴴ when wide. `matrix` is as by `frozen_matrix`.
 
     A wide problem in z = D x, with A D⁻¹ for A, has 1 in place of D. The part of z
     outside of the range of D⁻¹ Aᴴ is then decoupled, and the rest is m×m.
     """
+    if rows is not None:
+        return tsqr(matrix, rows)
     m, n = matrix.shape
     if m < n:
         matrix = jnp.conj(matrix.T)
         if damping is not None and damping.scale is not None:
             matrix = matrix / damping.scale.astype(matrix.dtype)[:, None]
-    return householder_qr(matrix)
+    return HouseholderQR(*householder_qr(matrix))
 
 
-def refactorise(
-    householder: Array, taus: Array, old: Damping | None, new: Damping
-) -> tuple[Array, Array]:
+def condensed(
+    operator: lx.AbstractLinearOperator,
+    vector: PyTree[Array],
+    sharding: NamedSharding | None,
+    solver: str,
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    """As `condense`, of a tall operator and a right-hand side."""
+    rows = find_rows(sharding, operator, solver)
+    matrix = frozen_matrix(operator, solver, rows)
+    if rows is None:
+        return condense(matrix, ravel(vector).astype(matrix.dtype))
+    return condense_rows(matrix, rows.blocks(vector).astype(matrix.dtype), rows)
+
+
+def refactorise(qr: HouseholderQR, old: Damping | None, new: Damping) -> HouseholderQR:
     """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
-        return householder, taus
-    r = jnp.triu(householder[: householder.shape[1]])
-    matrix = q_multiply_columns(householder, taus, r)
+        return qr
+    matrix = q_multiply_columns(qr.householder, qr.taus, jnp.triu(qr.r))
     if old_scale is not None:
         matrix = matrix * old_scale.astype(matrix.dtype)[:, None]
     if new.scale is not None:
         matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
-    return householder_qr(matrix)
+    return HouseholderQR(*householder_qr(matrix))
 
 
 def solve_stacked(
@@ -225,14 +249,14 @@ def solve_stacked(
     if orientation.transposed:
         flat = ravel(vector).astype(dtype)
         b, c = orientation.apply(solve, adjoint, flat)
-        b = unravel(b, out_structure)
+        b = orientation.unravel_out(b)
         return (b, unravel(c, in_structure)) if stacked else b
     found = freeze(jax.eval_shape(lambda: vector))
     if found == orientation.out_structure:
-        flat = ravel(vector).astype(dtype), None
+        flat = orientation.ravel_out(vector).astype(dtype), None
     elif stacked and found == freeze((out_structure, in_structure)):
         b, c = vector
-        flat = ravel(b).astype(dtype), ravel(c).astype(dtype)
+        flat = orientation.ravel_out(b).astype(dtype), ravel(c).astype(dtype)
     else:
         raise ValueError(
             f"A damped solve of an operator onto {out_structure} was given a vector of "
