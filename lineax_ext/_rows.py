@@ -125,9 +125,8 @@ def find_rows(
     Where it is not given, it is taken from the type of the operator's output, which
     says how it is sharded if the axes of the mesh are `jax.sharding.AxisType.Explicit`.
     """
-    structure = operator.out_structure()
     if sharding is None:
-        sharding = _explicit(structure)
+        sharding = _explicit(operator)
         if sharding is None:
             return None
     m, n = operator.out_size(), operator.in_size()
@@ -138,7 +137,7 @@ def find_rows(
             "`rows` out."
         )
     axes = _row_axes(sharding)
-    return Rows(sharding.mesh, axes, freeze(structure))
+    return Rows(sharding.mesh, axes, freeze(operator.out_structure()))
 
 
 def check_rows(sharding: Any, solver: str) -> None:
@@ -164,16 +163,16 @@ def _row_axes(sharding: NamedSharding) -> tuple[str, ...]:
     return first if isinstance(first, tuple) else (first,)
 
 
-def _explicit(structure: PyTree[jax.ShapeDtypeStruct]) -> NamedSharding | None:
-    """The sharding of the leading axis, if the types of all leaves carry the same."""
+def _explicit(operator: lx.AbstractLinearOperator) -> NamedSharding | None:
+    """The sharding of the leading axis, if the types of all outputs carry the same."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return None
+    # `out_structure` says nothing of a sharding.
+    structure = jax.eval_shape(operator.mv, operator.in_structure())
     found = set()
     for leaf in jtu.tree_leaves(structure):
-        sharding = getattr(leaf, "sharding", None)
-        if not isinstance(sharding, NamedSharding) or len(sharding.spec) == 0:
-            return None
-        types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types))
-        axes = _row_axes(NamedSharding(sharding.mesh, PartitionSpec(sharding.spec[0])))
-        if len(axes) == 0 or any(types[x] != AxisType.Explicit for x in axes):
-            return None
-        found.add(NamedSharding(sharding.mesh, PartitionSpec(axes)))
-    return found.pop() if len(found) == 1 else None
+        spec = leaf.sharding.spec
+        axes = _row_axes(NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec[:1])))
+        found.add(NamedSharding(leaf.sharding.mesh, PartitionSpec(axes or None)))
+    sharding = found.pop() if len(found) == 1 else None
+    return None if sharding is None or len(_row_axes(sharding)) == 0 else sharding
