@@ -1,6 +1,7 @@
 """Checks on eight devices: a program, which `test_sharded.py` runs once.
 
-Prints a JSON object, from the name of each check to its traceback, or to `null`.
+Prints a JSON object, from the name of each check to its traceback, or to `null`. As
+`sharded.py --process INDEX PORT` it is one of two processes, with two devices each.
 """
 
 import json
@@ -16,7 +17,7 @@ if __name__ == "__main__":
     # What lineax checks of a solve inside a derivative, it would gather on one device.
     os.environ["EQX_ON_ERROR"] = "nan"
     os.environ["XLA_FLAGS"] = (
-        "--xla_force_host_platform_device_count=8 "
+        f"--xla_force_host_platform_device_count={2 if '--process' in sys.argv else 8} "
         "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
     )
 
@@ -32,6 +33,7 @@ import lineax_ext as lxe  # noqa: E402
 
 
 CHECKS = {}
+HEARTBEAT_SECONDS = 5
 
 
 def check(fn):
@@ -585,6 +587,43 @@ def errors():
     assert hash(lxe.QRMultiply(rows=line())) == hash(lxe.QRMultiply(rows=line()))
 
 
+def one_of_two_processes(index, port, dies):
+    jax.distributed.initialize(
+        f"127.0.0.1:{port}", 2, index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+    )
+    mesh = mesh_of((2, 2), ("hosts", "devices"))
+    rows = NamedSharding(mesh, P(("hosts", "devices")))
+    times = np.linspace(0.1, 3, 320)
+    right = np.cos(5 * times)
+    y = np.array([0.5, -0.3, 0.2, 0.7])
+    spread = lambda x: jax.make_array_from_callback(x.shape, rows, lambda i: x[i])
+
+    def fn(y, t, b, rows):
+        def loss(y, b):
+            operator = lx.JacobianLinearOperator(waves, y, t)
+            solver = lxe.QRMultiply(rows=rows)
+            value = lx.linear_solve(operator, b, solver, throw=False).value
+            return jnp.sum(value**2), value
+
+        solver = lxe.LevenbergMarquardt(
+            1e-10, 1e-10, linear_solver=lxe.DampedQR(rows=rows), scale="jacobian"
+        )
+        residuals = lambda y, args: waves(y, args[0]) - args[1]
+        fit = optx.least_squares(residuals, solver, y, (t, b), throw=False).value
+        return jax.grad(loss, (0, 1), has_aux=True)(y, b), fit
+
+    fn = jax.jit(fn, static_argnums=3)
+    compiled = fn.lower(y, spread(times), spread(right), rows).compile()
+    if dies:
+        os._exit(0)  # without a word
+    found = compiled(y, spread(times), spread(right))
+    expected = fn(y, times, right, None)
+    for x, one in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+        for shard in x.addressable_shards:
+            assert_close(shard.data, np.asarray(one)[shard.index], 1e-9)
+    jax.distributed.shutdown()
+
+
 def main(names):
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -606,4 +645,9 @@ def main(names):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    if "--process" in sys.argv:
+        jax.config.update("jax_enable_x64", True)
+        index, port = map(int, sys.argv[2:4])
+        one_of_two_processes(index, port, dies="--dies" in sys.argv)
+    else:
+        main(sys.argv[1:])
