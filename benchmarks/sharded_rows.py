@@ -59,6 +59,7 @@ def count(m: int, n: int, mesh_shape: tuple[int, ...]) -> dict[str, Any]:
     matrix = jax.ShapeDtypeStruct((m, n), jnp.float64, sharding=rows)
     compiled = jax.jit(init).lower(matrix).compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None
     # The program of one device: the shapes in it are what this one holds.
     shapes = [_shape(x) for x in _GEQRF.findall(text)]
     flops = sum(2 * b * b * (a - b / 3) for a, b in shapes)

@@ -90,6 +90,7 @@ def work(coordinator: str, processes: int, index: int) -> None:
     value, steps = jax.block_until_ready(compiled(t, noise))
 
     memory = compiled.memory_analysis()
+    assert memory is not None
     matrix = samples * len(truth) * 8
     for shard in t.addressable_shards:
         start, stop, _ = shard.index[0].indices(samples)
@@ -143,7 +144,7 @@ def start_two(limit: float = 300.0) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--coordinator", help="HOST:PORT of the process with --id 0")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--id", type=int, default=0)

@@ -110,11 +110,11 @@ class Rows(eqx.Module):
         fn, structure = column_function(inner), inner.in_structure()
         dtype = result_dtype(inner.out_structure())
 
-        def column(seed):
+        def apply(seed):
             return cast(self.blocks(fn(unravel(seed, structure))), dtype)
 
         basis = jnp.eye(inner.in_size(), dtype=dtype)
-        return self.constrain(map_chunked(column, basis, devices=self.count), axis=1)
+        return self.constrain(map_chunked(apply, basis, devices=self.count), axis=1)
 
 
 def find_rows(

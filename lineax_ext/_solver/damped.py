@@ -12,10 +12,10 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
-from .._factor.tsqr import condense_rows, TSQR, tsqr
+from .._factor.tsqr import condense_rows, TSQR
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .._rows import find_rows, Rows
+from .._rows import find_rows
 from .householder import (
     householder_qr,
     HouseholderQR,
@@ -183,18 +183,12 @@ def resolve_damping(
     return Damping(jnp.sqrt(jnp.where(valid, damping, jnp.nan)), flat)
 
 
-def factorise(
-    matrix: Inexact[Array, "m n"] | Inexact[Array, "n p l"],
-    damping: Damping | None,
-    rows: Rows | None = None,
-) -> HouseholderQR | TSQR:
-    """The QR of A when tall; of D⁻¹ Aᴴ when wide. `matrix` is as by `frozen_matrix`.
+def factorise(matrix: Inexact[Array, "m n"], damping: Damping | None) -> HouseholderQR:
+    """The QR of A when tall; of D⁻¹ Aᴴ when wide.
 
     A wide problem in z = D x, with A D⁻¹ for A, has 1 in place of D. The part of z
     outside of the range of D⁻¹ Aᴴ is then decoupled, and the rest is m×m.
     """
-    if rows is not None:
-        return tsqr(matrix, rows)
     m, n = matrix.shape
     if m < n:
         matrix = jnp.conj(matrix.T)
@@ -217,8 +211,11 @@ def condensed(
     return condense_rows(matrix, rows.blocks(vector).astype(matrix.dtype), rows)
 
 
-def refactorise(qr: HouseholderQR, old: Damping | None, new: Damping) -> HouseholderQR:
+def refactorise(
+    qr: HouseholderQR | TSQR, old: Damping | None, new: Damping
+) -> HouseholderQR:
     """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
+    assert isinstance(qr, HouseholderQR)  # wide: all on one device
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
         return qr

@@ -9,7 +9,7 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 
-from .._factor.tsqr import TSQR
+from .._factor.tsqr import TSQR, tsqr
 from .._flat import freeze, FrozenStructure, thaw, unravel
 from .._operator.damped import check_damping
 from .._rows import check_rows, find_rows
@@ -159,7 +159,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             damping = resolve_damping(self.damping, None, orientation, matrix.dtype)
         else:
             damping = None
-        qr = factorise(matrix, damping, rows)
+        qr = factorise(matrix, damping) if rows is None else tsqr(matrix, rows)
         singular = is_singular(qr.r, default_rcond(m, n, matrix.dtype))
         stacked = damped is not None
         state = _DampedQRState(qr, None, singular, orientation, wide, stacked)

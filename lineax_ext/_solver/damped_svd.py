@@ -9,7 +9,7 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
-from .._factor.tsqr import TSQR
+from .._factor.tsqr import TSQR, tsqr
 from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
 from .._rows import check_rows, find_rows
 from .damped import (
@@ -128,7 +128,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
             damping = resolve_damping(
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
-        qr = factorise(matrix, damping, rows)
+        qr = factorise(matrix, damping) if rows is None else tsqr(matrix, rows)
         u, sigma, vh = _svd_of_r(qr, damping, wide)
         return _DampedSVDState(
             qr=qr,
