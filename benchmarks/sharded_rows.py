@@ -184,7 +184,7 @@ def _draw(records: list[dict[str, Any]], path: pathlib.Path) -> None:
                 if model is not None and axes_count == 1:
                     axis.plot(x, [r[model] for r in chosen], "k:", label=model)
             axis.set_xscale("log", base=2)
-            axis.set_yscale("log" if counted != "bytes received" else "symlog")
+            axis.set_yscale("log")  # without the zero bytes of one device
             axis.set(title=f"{panel} scaling: {counted} per device", xlabel="devices")
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)

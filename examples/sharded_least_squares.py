@@ -96,8 +96,9 @@ def work(coordinator: str, processes: int, index: int) -> None:
         start, stop, _ = shard.index[0].indices(samples)
         print(
             f"process {index}, device {shard.device.id}: samples {start} to {stop - 1} "
-            f"of {samples}; {memory.temp_size_in_bytes / 1e6:.2f} MB of temporaries, "
-            f"where the Jacobian is {matrix / 1e6:.2f} MB",
+            f"of {samples}, {matrix / t.sharding.num_devices / 1e6:.2f} MB of a "
+            f"Jacobian of {matrix / 1e6:.2f} MB; with all copies "
+            f"{memory.temp_size_in_bytes / 1e6:.2f} MB",
             flush=True,
         )
     found = {name: float(x) for name, x in value.items()}

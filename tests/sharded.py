@@ -138,8 +138,7 @@ def solve_all(fn, y, t, vector, rows):
         b, *_ = solver.compute(transpose, y, {})
         conj, _ = solver.conj(state, {})
         z, *_ = solver.compute(conj, vector, {})
-        value = lx.linear_solve(operator, vector, solver, throw=False).value
-        return x, b, z, value
+        return x, b, z
 
     return {name: solve(solver) for name, solver in solvers(rows).items()}
 
@@ -154,11 +153,10 @@ def check_all(fn, dtype, t, rows, tolerance, n=5):
     found = jax.jit(solve_all, static_argnums=(0, 4))(fn, y, t, vector, rows)
     matrix, b = dense(fn, y, t), flat(vector)
     inverse = np.linalg.pinv(matrix)
-    for x, transposed, conjugate, value in found.values():
+    for x, transposed, conjugate in found.values():
         assert_close(x, inverse @ b, tolerance)
         assert_close(flat(transposed), inverse.T @ np.asarray(y), tolerance)
         assert_close(conjugate, inverse.conj() @ b, tolerance)
-        assert_close(value, inverse @ b, tolerance)
 
 
 @check
@@ -296,16 +294,16 @@ def levenberg_marquardt():
     noise = 0.01 * np.random.default_rng(0).standard_normal(401)
     t, data = jnp.asarray(times), jnp.asarray(3 * np.exp(-2 * times) + 0.5 + noise)
 
-    def make(rows, scale):
-        solver = lxe.DampedQR(rows=rows) if scale is None else lxe.DampedSVD(rows=rows)
-        return lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=solver, scale=scale)
+    def make(rows):
+        return lxe.LevenbergMarquardt(
+            1e-10, 1e-10, linear_solver=lxe.DampedSVD(rows=rows), scale="jacobian"
+        )
 
-    for scale in (None, "jacobian"):
-        value, grad, steps = fit(make(rows, scale), t, data)
-        one, one_grad, one_steps = fit(make(None, scale), t, data)
-        assert steps == one_steps
-        assert_close(value, one, 1e-10)
-        assert_close(grad, one_grad, 1e-10)
+    value, grad, steps = fit(make(rows), t, data)
+    one, one_grad, one_steps = fit(make(None), t, data)
+    assert steps == one_steps
+    assert_close(value, one, 1e-10)
+    assert_close(grad, one_grad, 1e-10)
 
 
 @check
@@ -388,21 +386,24 @@ def derivatives_move_triangles():
 @check
 def a_fit_moves_triangles():
     rows, m, n = line(), 8000, 3
-    t = jax.ShapeDtypeStruct((m,), jnp.float64, sharding=rows)
+    truth = jnp.array([0.6, -0.2, 0.4])
+    t = jax.device_put(np.linspace(0.1, 3, m), rows)
+    data = jax.jit(waves)(truth, t)
 
     def fn(t, data):
         solver = lxe.LevenbergMarquardt(
-            1e-8, 1e-8, linear_solver=lxe.DampedQR(rows=rows), scale="jacobian"
+            1e-10, 1e-10, linear_solver=lxe.DampedQR(rows=rows)
         )
         residuals = lambda y, args: waves(y, args[0]) - args[1]
-        return optx.least_squares(
-            residuals, solver, jnp.ones(n), (t, data), throw=False
-        ).value
+        y0 = jnp.full(n, 0.3)
+        return optx.least_squares(residuals, solver, y0, (t, data), throw=False).value
 
-    text = jax.jit(fn).lower(t, t).compile().as_text()
+    compiled = jax.jit(fn).lower(t, data).compile()
+    text = compiled.as_text()
     moved = collectives(text)
     assert max(size for _, size in moved) <= 8 * n * (n + 1), moved
     assert largest_buffer(text) <= 2 * m * n // 8
+    assert_close(compiled(t, data), truth, 1e-8)
 
 
 @check
