@@ -1,5 +1,6 @@
 """Rows on several devices, in processes of their own: JAX counts its devices once."""
 
+import functools as ft
 import json
 import os
 import pathlib
@@ -12,6 +13,13 @@ import pytest
 from sharded import CHECKS, HEARTBEAT_SECONDS
 
 
+# One check of each promise; the others run with `--slow`.
+QUICK = (
+    "along_one_axis",
+    "nothing_of_the_size_of_the_matrix",
+    "gram_operators_reduce",
+    "errors",
+)
 _program = pathlib.Path(__file__).with_name("sharded.py")
 
 
@@ -28,17 +36,22 @@ def _start(*arguments):
     )
 
 
-@pytest.fixture(scope="module")
-def tracebacks():
-    out, err = _start().communicate(timeout=600)
+@ft.cache
+def _tracebacks(names):
+    out, err = _start(*names).communicate(timeout=600)
     assert out, err
     return json.loads(out.splitlines()[-1])
 
 
-@pytest.mark.parametrize("name", CHECKS)
-def test_on_eight_devices(name, tracebacks):
-    if tracebacks[name] is not None:
-        pytest.fail(tracebacks[name], pytrace=False)
+_rest = tuple(name for name in CHECKS if name not in QUICK)
+_slow = [pytest.param(name, _rest, marks=pytest.mark.slow) for name in _rest]
+
+
+@pytest.mark.parametrize("name,group", [(name, QUICK) for name in QUICK] + _slow)
+def test_on_eight_devices(name, group):
+    traceback = _tracebacks(group)[name]
+    if traceback is not None:
+        pytest.fail(traceback, pytrace=False)
 
 
 def _two(*second):
@@ -49,6 +62,7 @@ def _two(*second):
     return first, other
 
 
+@pytest.mark.slow
 def test_two_processes():
     processes = _two()
     for process in processes:
@@ -56,6 +70,7 @@ def test_two_processes():
         assert process.returncode == 0, err
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_ends_the_run():
     first, other = _two("--dies")
     try:
