@@ -34,7 +34,10 @@ def main() -> int:
     wrong = []
     for claim in arguments.claim or claims:
         module = importlib.import_module(f"benchmarks.{claim}")
-        wrong += harness.run(module, quick=arguments.quick, out=out)
+        if hasattr(module, "run"):  # counts, where there is nothing to time
+            wrong += module.run(quick=arguments.quick, out=out)
+        else:
+            wrong += harness.run(module, quick=arguments.quick, out=out)
     print(f"\nResults are in {out}")
     for line in wrong:
         print(f"WRONG: {line}")

@@ -103,7 +103,9 @@ def damped_solve(
 
 def _check_state(state, operator):
     orientation = getattr(state, "orientation", None)
-    if isinstance(orientation, Orientation) and orientation != orient(operator):
+    if not isinstance(orientation, Orientation):
+        return
+    if orientation != orient(operator, orientation.rows):
         raise ValueError(
             "`damped_solve(state=...)` is not `solver.init(operator, options)`, but of "
             "an operator of another structure, of a transpose or of a conjugate."

@@ -9,8 +9,15 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from ._flat import unravel
-from ._structure.extract import basis_vector, map_chunked, reader, untagged
+from ._flat import cast, result_dtype, thaw, unravel
+from ._rows import Rows
+from ._structure.extract import (
+    basis_vector,
+    column_function,
+    map_chunked,
+    reader,
+    untagged,
+)
 
 
 def as_matrix(
@@ -44,6 +51,35 @@ def as_matrix(
         indices = lax.iota(jnp.int32, count)
         stacked = map_chunked(lambda index: read.apply(basis(index)), indices)
     return stacked.T if read.by == "columns" else stacked
+
+
+def sharded_columns(
+    operator: lx.AbstractLinearOperator, rows: Rows
+) -> Inexact[Array, "n p l"]:
+    """The columns of `operator`, each device computing the rows that it holds.
+
+    A chunk of columns at a time: next to the matrix, no device needs more memory
+    than for a chunk of its own rows.
+    """
+    inner = untagged(operator)
+    if isinstance(inner, lx.MatrixLinearOperator):
+        structure = thaw(rows.structure)
+        column = lambda x: rows.blocks(unravel(x, structure))
+        return jax.vmap(column, in_axes=1)(inner.matrix)
+    if isinstance(inner, lx.JacobianLinearOperator) and inner.jac == "bwd":
+        raise ValueError(
+            "`rows` cannot be used with `JacobianLinearOperator(jac='bwd')`: a row "
+            "of the Jacobian is a backward pass over all devices. Use "
+            "`jac='fwd'`, whose columns each device computes for its own rows."
+        )
+    fn, structure = column_function(inner), inner.in_structure()
+    dtype = result_dtype(inner.out_structure())
+
+    def apply(seed):
+        return cast(rows.blocks(fn(unravel(seed, structure))), dtype)
+
+    basis = jnp.eye(inner.in_size(), dtype=dtype)
+    return rows.constrain(map_chunked(apply, basis, devices=rows.count), axis=1)
 
 
 def as_pytree_operator(

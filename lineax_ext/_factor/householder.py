@@ -1,5 +1,6 @@
 """Householder factorisations that stay factored, and are batched by hand."""
 
+import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -73,6 +74,33 @@ def q_multiply_columns(householder: Array, taus: Array, columns: Array) -> Array
 def q_multiply(householder: Array, taus: Array, vector: Array) -> Array:
     """Q [c; 0], for c of k entries: (k,) to (m,)."""
     return q_multiply_columns(householder, taus, vector[:, None])[:, 0]
+
+
+class HouseholderQR(eqx.Module):
+    """A = Q R of a tall A, as `householder_qr` returns it."""
+
+    householder: Inexact[Array, "*batch m k"]
+    taus: Inexact[Array, "*batch k"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        m, k = self.householder.shape[-2:]
+        return m, k
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.householder.dtype
+
+    @property
+    def r(self) -> Inexact[Array, "k k"]:
+        """R in the upper triangle; below it is something else."""
+        return self.householder[: self.taus.shape[-1]]
+
+    def q_adjoint_multiply(self, vector: Inexact[Array, " m"]) -> Inexact[Array, " k"]:
+        return q_adjoint_multiply(self.householder, self.taus, vector)
+
+    def q_multiply(self, vector: Inexact[Array, " k"]) -> Inexact[Array, " m"]:
+        return q_multiply(self.householder, self.taus, vector)
 
 
 def solve_upper(r: Array, vector: Array, *, adjoint: bool = False) -> Array:

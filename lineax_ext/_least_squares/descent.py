@@ -20,10 +20,12 @@ from .._flat import (
     thaw,
     unravel,
 )
-from .._materialise import as_matrix
+from .._materialise import as_matrix, sharded_columns
+from .._rows import Rows
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
 from .._solver.damped_svd import DampedSVD
+from .._solver.sharding import find_rows
 from .secular import secular_damping
 
 
@@ -69,13 +71,22 @@ def _is_split(f_info: Any) -> bool:
     return residual_complex and not any(parameters_complex)
 
 
-def _linear_problem(f_info: Any) -> tuple[Inexact[Array, "m n"], Inexact[Array, " m"]]:
-    """J and r, dense."""
-    matrix, residual = as_matrix(f_info.jac), ravel(f_info.residual)
+def _linear_problem(
+    f_info: Any, rows: Rows | None
+) -> tuple[Inexact[Array, "m n"], Inexact[Array, " m"]]:
+    """J and r, dense; with `rows`, in their order, and with zeros that fill a block."""
+    if rows is None:
+        matrix, residual = as_matrix(f_info.jac), ravel(f_info.residual)
+    else:
+        matrix = sharded_columns(f_info.jac, rows)
+        residual = rows.blocks(f_info.residual)
     if _is_split(f_info):
         # |r|² = (Re r)² + (Im r)²
-        matrix = jnp.concatenate([matrix.real, matrix.imag])
-        residual = jnp.concatenate([residual.real, residual.imag])
+        join = lambda x: jnp.concatenate([x.real, x.imag], 0 if rows is None else -1)
+        matrix, residual = join(matrix), join(residual)
+    if rows is not None:
+        matrix = matrix.reshape(matrix.shape[0], -1).T
+        residual = residual.reshape(-1)
     return lax.stop_gradient(_opaque((matrix, residual)))
 
 
@@ -143,7 +154,10 @@ class AbstractFactorisedDescent(
         return _State(problem, jnp.array(True), structure)
 
     def query(self, y: _Y, f_info: Any, state: _State[_Problem]) -> _State[_Problem]:
-        matrix, residual = _linear_problem(f_info)
+        rows = find_rows(
+            getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
+        )
+        matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)
         finite = jnp.all(jnp.isfinite(residual))
         return _State(problem, finite, state.structure)

@@ -71,20 +71,27 @@ class Samplewise(eqx.Module):
         if self.chunk_size is None or self.chunk_size >= count:
             return batch(samples)
         loops = -(-count // self.chunk_size)
-        chunk = -(-count // loops)  # equal chunks: the last one overlaps the least
-        starts = jnp.minimum(chunk * lax.iota(jnp.int32, loops), count - chunk)
+        chunk = -(-count // loops)  # equal chunks: the fewest samples twice
+
+        # Every `loops`-th sample is one of a chunk: where samples lie on many devices,
+        # each device has its share of every chunk, and none has to move.
+        def split(x):
+            if loops * chunk > count:
+                x = x[jnp.minimum(lax.iota(jnp.int32, loops * chunk), count - 1)]
+            return x.reshape(chunk, loops, *x.shape[1:])
+
+        split_samples = jtu.tree_map(split, samples)
 
         # Checkpointed, or a linearisation would keep what each chunk computes.
         @ft.partial(jax.checkpoint, prevent_cse=False)
-        def of_chunk(start):
-            part = lambda x: lax.dynamic_slice_in_dim(x, start, chunk)
-            return batch(jtu.tree_map(part, samples))
+        def of_chunk(index):
+            part = lambda x: lax.dynamic_index_in_dim(x, index, 1, keepdims=False)
+            return batch(jtu.tree_map(part, split_samples))
 
         def join(x):
-            whole = x[:-1].reshape((loops - 1) * chunk, *x.shape[2:])
-            return jnp.concatenate([whole, x[-1, loops * chunk - count :]])
+            return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[:count]
 
-        return jtu.tree_map(join, lax.map(of_chunk, starts))
+        return jtu.tree_map(join, lax.map(of_chunk, lax.iota(jnp.int32, loops)))
 
 
 class Samples(NamedTuple):
@@ -231,7 +238,10 @@ def check_weights(
         )
     if not is_concrete(weights):
         invalid = ~((weights >= 0) & (weights < jnp.inf))
-        return eqx.error_if(weights, invalid, _NEGATIVE)
+        # By way of a scalar: on several devices, what passes through a check is
+        # gathered on one of them.
+        one = jnp.ones((), weights.dtype)
+        return weights * eqx.error_if(one, invalid, _NEGATIVE)
     values = np.asarray(weights)
     if not np.all((values >= 0) & np.isfinite(values)):
         raise ValueError(_NEGATIVE)

@@ -9,13 +9,21 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
-from .._factor.householder import householder_qr, q_multiply_columns
+from .._factor.householder import (
+    householder_qr,
+    HouseholderQR,
+    q_multiply_columns,
+)
 from .._factor.product import matmul
+from .._factor.triangular_stack import condense
+from .._factor.tsqr import condense_rows, TSQR
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
-from .orientation import Orientation
+from .orientation import frozen_matrix, Orientation
+from .sharding import find_rows
 
 
 _State = TypeVar("_State")
@@ -175,9 +183,7 @@ def resolve_damping(
     return Damping(jnp.sqrt(jnp.where(valid, damping, jnp.nan)), flat)
 
 
-def factorise(
-    matrix: Inexact[Array, "m n"], damping: Damping | None
-) -> tuple[Inexact[Array, "max(m,n) k"], Inexact[Array, " k"]]:
+def factorise(matrix: Inexact[Array, "m n"], damping: Damping | None) -> HouseholderQR:
     """The QR of A when tall; of D⁻¹ Aᴴ when wide.
 
     A wide problem in z = D x, with A D⁻¹ for A, has 1 in place of D. The part of z
@@ -188,23 +194,37 @@ def factorise(
         matrix = jnp.conj(matrix.T)
         if damping is not None and damping.scale is not None:
             matrix = matrix / damping.scale.astype(matrix.dtype)[:, None]
-    return householder_qr(matrix)
+    return HouseholderQR(*householder_qr(matrix))
+
+
+def condensed(
+    operator: lx.AbstractLinearOperator,
+    vector: PyTree[Array],
+    sharding: NamedSharding | None,
+    solver: str,
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    """As `condense`, of a tall operator and a right-hand side."""
+    rows = find_rows(sharding, operator, solver)
+    matrix = frozen_matrix(operator, solver, rows)
+    if rows is None:
+        return condense(matrix, ravel(vector).astype(matrix.dtype))
+    return condense_rows(matrix, rows.blocks(vector).astype(matrix.dtype), rows)
 
 
 def refactorise(
-    householder: Array, taus: Array, old: Damping | None, new: Damping
-) -> tuple[Array, Array]:
+    qr: HouseholderQR | TSQR, old: Damping | None, new: Damping
+) -> HouseholderQR:
     """For a wide A: from the QR of D_old⁻¹ Aᴴ to that of D_new⁻¹ Aᴴ."""
+    assert isinstance(qr, HouseholderQR)  # wide: all on one device
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
-        return householder, taus
-    r = jnp.triu(householder[: householder.shape[1]])
-    matrix = q_multiply_columns(householder, taus, r)
+        return qr
+    matrix = q_multiply_columns(qr.householder, qr.taus, jnp.triu(qr.r))
     if old_scale is not None:
         matrix = matrix * old_scale.astype(matrix.dtype)[:, None]
     if new.scale is not None:
         matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
-    return householder_qr(matrix)
+    return HouseholderQR(*householder_qr(matrix))
 
 
 def solve_stacked(
@@ -226,14 +246,14 @@ def solve_stacked(
     if orientation.transposed:
         flat = ravel(vector).astype(dtype)
         b, c = orientation.apply(solve, adjoint, flat)
-        b = unravel(b, out_structure)
+        b = orientation.unravel_out(b)
         return (b, unravel(c, in_structure)) if stacked else b
     found = freeze(jax.eval_shape(lambda: vector))
     if found == orientation.out_structure:
-        flat = ravel(vector).astype(dtype), None
+        flat = orientation.ravel_out(vector).astype(dtype), None
     elif stacked and found == freeze((out_structure, in_structure)):
         b, c = vector
-        flat = ravel(b).astype(dtype), ravel(c).astype(dtype)
+        flat = orientation.ravel_out(b).astype(dtype), ravel(c).astype(dtype)
     else:
         raise ValueError(
             f"A damped solve of an operator onto {out_structure} was given a vector of "

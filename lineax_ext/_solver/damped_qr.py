@@ -6,27 +6,28 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Inexact, PyTree, ScalarLike
 
 from .._factor.householder import (
-    q_adjoint_multiply,
-    q_multiply,
+    HouseholderQR,
     solve_lower_transposed,
     solve_upper,
 )
 from .._factor.rank import default_rcond, is_singular
 from .._factor.triangular_stack import (
-    condense,
     solve_condensed,
     triangular_stack_qr,
     TriangularStackQR,
 )
-from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
+from .._factor.tsqr import TSQR, tsqr
+from .._flat import freeze, FrozenStructure, thaw, unravel
 from .._operator.damped import check_damping
 from .._result import result_of
 from .damped import (
     AbstractDampedSolver,
     check_state,
+    condensed,
     Damping,
     factorise,
     refactorise,
@@ -36,6 +37,7 @@ from .damped import (
 )
 from .damped_svd import DampedSVD
 from .orientation import frozen_matrix, orient, Orientation
+from .sharding import check_rows, find_rows
 
 
 class _DampedCore(eqx.Module):
@@ -59,8 +61,7 @@ class _DampedCore(eqx.Module):
 
 class _DampedQRState(eqx.Module):
     # Q R = A when tall, Q R = D⁻¹ Aᴴ when wide (m < n).
-    householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"]
+    qr: HouseholderQR | TSQR
     core: _DampedCore | None
     singular: Bool[Array, ""]
     orientation: Orientation
@@ -107,10 +108,12 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
     **Arguments:**
 
     - `damping`: λ ≥ 0, a real scalar, or `None` for none.
+    - `rows`: as for [`lineax_ext.QRMultiply`][].
 
     **Raises:**
 
-    `ValueError` for a negative or non-finite damping; for a damping together with a
+    `ValueError` for a negative or non-finite damping; for `rows` as
+    [`lineax_ext.QRMultiply`][]; for a damping together with a
     `DampedLinearOperator`, which has its own; on differentiation with respect to the
     operator with `damping=λ`. A rank-deficient operator is reported as
     `RESULTS.singular` if λ = 0, or if √λ is smaller than a rounding error in its
@@ -125,8 +128,10 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
     """
 
     damping: ScalarLike | None = None
+    rows: NamedSharding | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        check_rows(self.rows, "DampedQR")
         if self.damping is not None:
             check_damping(self.damping)
 
@@ -140,9 +145,10 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
                 "`DampedQR(damping=...)` was given a `DampedLinearOperator`, which has "
                 "a damping of its own. Use `DampedQR()`."
             )
-        orientation = orient(operator)
-        matrix = frozen_matrix(operator, "DampedQR")
-        m, n = matrix.shape
+        rows = find_rows(self.rows, operator, "DampedQR")
+        orientation = orient(operator, rows)
+        matrix = frozen_matrix(operator, "DampedQR", rows)
+        m, n = operator.out_size(), operator.in_size()
         wide = m < n
         if damped is not None:
             damping = resolve_damping(
@@ -152,14 +158,10 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             damping = resolve_damping(self.damping, None, orientation, matrix.dtype)
         else:
             damping = None
-        householder, taus = factorise(matrix, damping)
-        singular = is_singular(
-            householder[: taus.size], default_rcond(m, n, matrix.dtype)
-        )
+        qr = factorise(matrix, damping) if rows is None else tsqr(matrix, rows)
+        singular = is_singular(qr.r, default_rcond(m, n, matrix.dtype))
         stacked = damped is not None
-        state = _DampedQRState(
-            householder, taus, None, singular, orientation, wide, stacked
-        )
+        state = _DampedQRState(qr, None, singular, orientation, wide, stacked)
         return state if damping is None else _damp(state, damping)
 
     def damp(
@@ -169,25 +171,20 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         scale: PyTree[Array] | None = None,
     ) -> _DampedQRState:
         check_state(state, _DampedQRState, self)
-        new = resolve_damping(
-            damping, scale, state.orientation, state.householder.dtype
-        )
+        new = resolve_damping(damping, scale, state.orientation, state.qr.dtype)
         if state.wide:
             old = None if state.core is None else state.core.damping
-            householder, taus = refactorise(state.householder, state.taus, old, new)
-            state = dataclasses.replace(state, householder=householder, taus=taus)
+            state = dataclasses.replace(state, qr=refactorise(state.qr, old, new))
         return dataclasses.replace(_damp(state, new), stacked=True)
 
     def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        matrix = frozen_matrix(operator, "DampedQR")
-        m, n = matrix.shape
-        if m < n:
+        if operator.out_size() < operator.in_size() and self.rows is None:
             return super().path(operator, vector)
-        st, c = condense(matrix, ravel(vector).astype(matrix.dtype))
+        st, c = condensed(operator, vector, self.rows, "DampedQR")
         return _TallPath(st, c, freeze(operator.in_structure()))
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        return DampedSVD().spectrum(operator, vector)
+        return DampedSVD(rows=self.rows).spectrum(operator, vector)
 
     def compute(
         self,
@@ -207,7 +204,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
             solve,
             adjoint,
             vector,
-            state.householder.dtype,
+            state.qr.dtype,
         )
         return solution, result_of(state.singular), {}
 
@@ -236,8 +233,8 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
 
 def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
-    k = state.taus.size
-    r = jnp.triu(state.householder[:k])
+    r = jnp.triu(state.qr.r)
+    k = r.shape[0]
     diagonal = jnp.broadcast_to(damping.root, (k,))
     if damping.scale is not None and not state.wide:
         diagonal = diagonal * damping.scale
@@ -259,14 +256,13 @@ def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
 
 
 def _undamped(state):
-    q, taus = state.householder, state.taus
-    r = q[: taus.size]
+    qr = state.qr
 
     def thin_solve(b):
-        return solve_upper(r, q_adjoint_multiply(q, taus, b))
+        return solve_upper(qr.r, qr.q_adjoint_multiply(b))
 
     def thin_adjoint(c):
-        return q_multiply(q, taus, solve_upper(r, c, adjoint=True))
+        return qr.q_multiply(solve_upper(qr.r, c, adjoint=True))
 
     # Aᴴ = Q R when wide.
     solve, adjoint = (
@@ -279,11 +275,11 @@ def _damped_tall(state):
     # With [R; √λ D] = Q̃ [R̃; 0], and Q = [Q₁ Q₂; Q₃ Q₄] for Q̃ in the rows of R, √λ D:
     #
     #   x = R̃⁻¹ (Q₁ᴴ Qᴴ b + Q₃ᴴ c)
-    q, taus, core = state.householder, state.taus, state.core
+    qr, core = state.qr, state.core
 
     def solve(pair):
         b, c = pair
-        qhb = q_adjoint_multiply(q, taus, b)
+        qhb = qr.q_adjoint_multiply(b)
         c = jnp.zeros_like(qhb) if c is None else c
         y, _ = core.qr.q_adjoint_multiply(*core.order(qhb, c))
         return solve_lower_transposed(core.qr.rt, y)
@@ -291,7 +287,7 @@ def _damped_tall(state):
     def adjoint(x):
         y = solve_lower_transposed(core.qr.rt, x, adjoint=True)
         upper, lower = core.order(*core.qr.q_multiply(y, jnp.zeros_like(y)))
-        return q_multiply(q, taus, upper), lower
+        return qr.q_multiply(upper), lower
 
     return solve, adjoint
 
@@ -309,10 +305,10 @@ def _damped_wide(state):
     #   p = Q₁ R̃⁻ᴴ b + Q₂ Q₂ᴴ Qᴴ c / √λ,
     #
     # where 1 − Q₁ Q₁ᴴ = Q₂ Q₂ᴴ, the first without cancellation.
-    q, taus, core = state.householder, state.taus, state.core
-    inverse_root = core.damping.inverse_root.astype(q.dtype)
+    qr, core = state.qr, state.core
+    inverse_root = core.damping.inverse_root.astype(qr.dtype)
     scale = core.damping.scale
-    unscale = lambda x: x if scale is None else x / scale.astype(q.dtype)
+    unscale = lambda x: x if scale is None else x / scale.astype(qr.dtype)
 
     def outside(qhc, rest):  # Q₂ Q₂ᴴ Qᴴ c
         upper, _ = core.order(*core.qr.q_multiply(jnp.zeros_like(qhc), rest))
@@ -323,18 +319,18 @@ def _damped_wide(state):
         y = solve_lower_transposed(core.qr.rt, b, adjoint=True)
         p, _ = core.order(*core.qr.q_multiply(y, jnp.zeros_like(y)))
         if c is None:
-            return unscale(q_multiply(q, taus, p))
-        qhc = q_adjoint_multiply(q, taus, c)
+            return unscale(qr.q_multiply(p))
+        qhc = qr.q_adjoint_multiply(c)
         _, rest = core.qr.q_adjoint_multiply(*core.order(qhc, jnp.zeros_like(qhc)))
         p = p + inverse_root * (outside(qhc, rest) - qhc)
-        return unscale(q_multiply(q, taus, p) + inverse_root * c)
+        return unscale(qr.q_multiply(p) + inverse_root * c)
 
     def adjoint(x):
         x = unscale(x)
-        qhx = q_adjoint_multiply(q, taus, x)
+        qhx = qr.q_adjoint_multiply(x)
         y, rest = core.qr.q_adjoint_multiply(*core.order(qhx, jnp.zeros_like(qhx)))
         lower = inverse_root * (outside(qhx, rest) - qhx)
         b = solve_lower_transposed(core.qr.rt, y)
-        return b, q_multiply(q, taus, lower) + inverse_root * x
+        return b, qr.q_multiply(lower) + inverse_root * x
 
     return solve, adjoint

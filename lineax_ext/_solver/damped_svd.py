@@ -6,21 +6,19 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
-from .._factor.householder import (
-    q_adjoint_multiply,
-    q_multiply,
-    q_multiply_columns,
-)
+from .._factor.householder import HouseholderQR, q_multiply_columns
 from .._factor.product import matmul
 from .._factor.rank import default_rcond
-from .._factor.triangular_stack import condense
+from .._factor.tsqr import TSQR, tsqr
 from .._flat import freeze, FrozenStructure, ravel, thaw, unravel
 from .._result import result_of
 from .damped import (
     AbstractDampedSolver,
     check_state,
+    condensed,
     Damping,
     factorise,
     refactorise,
@@ -30,12 +28,12 @@ from .damped import (
     unwrap,
 )
 from .orientation import frozen_matrix, orient, Orientation
+from .sharding import check_rows, find_rows
 
 
 class _DampedSVDState(eqx.Module):
     # Q U Σ Vᴴ = A D⁻¹ when tall, its adjoint when wide (m < n); U, V are k×k.
-    householder: Inexact[Array, "max(m,n) k"]
-    taus: Inexact[Array, " k"]
+    qr: HouseholderQR | TSQR
     u: Inexact[Array, "k k"]
     sigma: Float[Array, " k"]
     vh: Inexact[Array, "k k"]
@@ -51,9 +49,9 @@ def _svd(core: Inexact[Array, "k k"]):
     return jnp.linalg.svd(core, full_matrices=False)
 
 
-def _svd_of_r(householder: Array, damping: Damping | None, wide: bool):
+def _svd_of_r(qr: HouseholderQR | TSQR, damping: Damping | None, wide: bool):
     """The SVD of R D⁻¹ when tall; of R when wide."""
-    core = jnp.triu(householder[: householder.shape[1]])
+    core = jnp.triu(qr.r)
     if not wide and damping is not None and damping.scale is not None:
         core = core / damping.scale.astype(core.dtype)[None, :]
     return _svd(core)
@@ -87,6 +85,7 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
     **Arguments:**
 
     - `rcond`: default 2·eps·max(m, n), as for `lineax.SVD`.
+    - `rows`: as for [`lineax_ext.QRMultiply`][].
 
     **Returns:**
 
@@ -95,8 +94,9 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
 
     **Raises:**
 
-    `ValueError` for a negative `rcond`. A non-finite operator, and a damping or a scale
-    out of range, are reported as `RESULTS.singular`.
+    `ValueError` for a negative `rcond`, and for `rows` as
+    [`lineax_ext.QRMultiply`][]. A non-finite operator, and a damping or a scale out of
+    range, are reported as `RESULTS.singular`.
 
     ??? cite "References"
 
@@ -104,8 +104,10 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
     """
 
     rcond: float | None = None
+    rows: NamedSharding | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        check_rows(self.rows, "DampedSVD")
         if isinstance(self.rcond, float | int) and not self.rcond >= 0:
             raise ValueError(f"`DampedSVD(rcond={self.rcond})` must not be negative.")
 
@@ -114,20 +116,19 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
     ) -> _DampedSVDState:
         del options
         operator, damped = unwrap(operator)
-        orientation = orient(operator)
-        matrix = frozen_matrix(operator, "DampedSVD")
-        m, n = matrix.shape
-        wide = m < n
+        rows = find_rows(self.rows, operator, "DampedSVD")
+        orientation = orient(operator, rows)
+        matrix = frozen_matrix(operator, "DampedSVD", rows)
+        wide = operator.out_size() < operator.in_size()
         damping = None
         if damped is not None:
             damping = resolve_damping(
                 damped.damping, damped.scale, orientation, matrix.dtype
             )
-        householder, taus = factorise(matrix, damping)
-        u, sigma, vh = _svd_of_r(householder, damping, wide)
+        qr = factorise(matrix, damping) if rows is None else tsqr(matrix, rows)
+        u, sigma, vh = _svd_of_r(qr, damping, wide)
         return _DampedSVDState(
-            householder=householder,
-            taus=taus,
+            qr=qr,
             u=u,
             sigma=sigma,
             vh=vh,
@@ -144,17 +145,15 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         scale: PyTree[Array] | None = None,
     ) -> _DampedSVDState:
         check_state(state, _DampedSVDState, self)
-        householder, taus, old = state.householder, state.taus, state.damping
-        new = resolve_damping(damping, scale, state.orientation, householder.dtype)
+        qr, old = state.qr, state.damping
+        new = resolve_damping(damping, scale, state.orientation, qr.dtype)
         state = dataclasses.replace(state, damping=new, stacked=True)
         if new.scale is None and (old is None or old.scale is None):
             return state
         if state.wide:
-            householder, taus = refactorise(householder, taus, old, new)
-        u, sigma, vh = _svd_of_r(householder, new, state.wide)
-        return dataclasses.replace(
-            state, householder=householder, taus=taus, u=u, sigma=sigma, vh=vh
-        )
+            qr = refactorise(qr, old, new)
+        u, sigma, vh = _svd_of_r(qr, new, state.wide)
+        return dataclasses.replace(state, qr=qr, u=u, sigma=sigma, vh=vh)
 
     def _kept(self, sigma: Float[Array, " k"], m: int, n: int) -> Bool[Array, " k"]:
         rcond = self.rcond
@@ -167,15 +166,15 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         return _Path(self.spectrum(operator, vector), structure)
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        matrix = frozen_matrix(operator, "DampedSVD")
-        m, n = matrix.shape
-        flat = ravel(vector).astype(matrix.dtype)
-        if m < n:
-            q, taus = factorise(matrix, None)
-            u, sigma, vh = _svd_of_r(q, None, wide=True)
-            coefficients, basis = matmul(vh, flat), q_multiply_columns(q, taus, u)
+        m, n = operator.out_size(), operator.in_size()
+        if m < n and self.rows is None:
+            matrix = frozen_matrix(operator, "DampedSVD")
+            qr = factorise(matrix, None)
+            u, sigma, vh = _svd_of_r(qr, None, wide=True)
+            coefficients = matmul(vh, ravel(vector).astype(matrix.dtype))
+            basis = q_multiply_columns(qr.householder, qr.taus, u)
         else:
-            st, c = condense(matrix, flat)
+            st, c = condensed(operator, vector, self.rows, "DampedSVD")
             u, sigma, vh = _svd(st.T)
             coefficients, basis = matmul(jnp.conj(u.T), c), jnp.conj(vh.T)
         sigma = jnp.where(self._kept(sigma, m, n), sigma, 0)
@@ -188,12 +187,12 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
-        q, taus, dtype = state.householder, state.taus, state.householder.dtype
+        qr, dtype = state.qr, state.qr.dtype
         damping = state.damping
         scale = None if damping is None else damping.scale
         unscale = lambda x: x if scale is None else x / scale.astype(dtype)
 
-        kept = self._kept(state.sigma, *state.householder.shape)
+        kept = self._kept(state.sigma, *qr.shape)
         sigma = jnp.where(kept, state.sigma, 0)
         root = jnp.zeros((), sigma.dtype) if damping is None else damping.root
         # (Σ² + λ)⁻¹ Σ and (Σ² + λ)⁻¹ √λ, by way of the hypotenuse: nothing overflows.
@@ -208,10 +207,10 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         # The two bases: A D⁻¹ = L Σ Mᴴ, with M square when A is tall. When A is wide
         # there is a part of c orthogonal to M, and the solution there is c/√λ.
         def q_and_u(x):
-            return q_multiply(q, taus, matmul(state.u, x))
+            return qr.q_multiply(matmul(state.u, x))
 
         def q_and_u_adjoint(x):
-            return matmul(jnp.conj(state.u.T), q_adjoint_multiply(q, taus, x))
+            return matmul(jnp.conj(state.u.T), qr.q_adjoint_multiply(x))
 
         def v(x):
             return matmul(jnp.conj(state.vh.T), x)

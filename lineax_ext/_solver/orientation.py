@@ -1,5 +1,6 @@
 """Which of A, Aᵀ, Ā, Aᴴ a factorisation of A currently stands for."""
 
+import dataclasses
 from collections.abc import Callable
 
 import equinox as eqx
@@ -9,7 +10,8 @@ import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
 from .._flat import freeze, FrozenStructure, is_complex, ravel, thaw, unravel
-from .._materialise import as_matrix
+from .._materialise import as_matrix, sharded_columns
+from .._rows import Rows
 
 
 class Orientation(eqx.Module):
@@ -23,11 +25,11 @@ class Orientation(eqx.Module):
     out_structure: FrozenStructure = eqx.field(static=True)
     transposed: bool = eqx.field(static=True, default=False)
     conjugated: bool = eqx.field(static=True, default=False)
+    # How flat `out` lies on several devices; one vector on one device if `None`.
+    rows: Rows | None = None
 
     def transpose(self) -> "Orientation":
-        return Orientation(
-            self.in_structure, self.out_structure, not self.transposed, self.conjugated
-        )
+        return dataclasses.replace(self, transposed=not self.transposed)
 
     def of_transpose(self) -> "Orientation":
         """For a factorisation of Aᵀ that is to stand for A."""
@@ -36,9 +38,15 @@ class Orientation(eqx.Module):
         )
 
     def conj(self) -> "Orientation":
-        return Orientation(
-            self.in_structure, self.out_structure, self.transposed, not self.conjugated
-        )
+        return dataclasses.replace(self, conjugated=not self.conjugated)
+
+    def ravel_out(self, vector: PyTree[Array]) -> Inexact[Array, "..."]:
+        return ravel(vector) if self.rows is None else self.rows.blocks(vector)
+
+    def unravel_out(self, flat: Inexact[Array, "..."]) -> PyTree[Array]:
+        if self.rows is None:
+            return unravel(flat, thaw(self.out_structure))
+        return self.rows.unblock(flat)
 
     def apply(
         self,
@@ -61,14 +69,18 @@ class Orientation(eqx.Module):
         dtype: jnp.dtype,
     ) -> PyTree[Array]:
         """`apply`, from pytrees to pytrees."""
-        target = self.out_structure if self.transposed else self.in_structure
-        flat = self.apply(solve, adjoint, ravel(vector).astype(dtype))
-        return unravel(flat, thaw(target))
+        flat = ravel(vector) if self.transposed else self.ravel_out(vector)
+        flat = self.apply(solve, adjoint, flat.astype(dtype))
+        if self.transposed:
+            return self.unravel_out(flat)
+        return unravel(flat, thaw(self.in_structure))
 
 
-def orient(operator: lx.AbstractLinearOperator) -> Orientation:
+def orient(
+    operator: lx.AbstractLinearOperator, rows: Rows | None = None
+) -> Orientation:
     return Orientation(
-        freeze(operator.in_structure()), freeze(operator.out_structure())
+        freeze(operator.in_structure()), freeze(operator.out_structure()), rows=rows
     )
 
 
@@ -90,8 +102,16 @@ def frozen(
 
 
 def frozen_matrix(
-    operator: lx.AbstractLinearOperator, solver: str
-) -> Inexact[Array, "m n"]:
-    """The matrix of `frozen(operator, solver)`; `ormqr` could not be differentiated."""
+    operator: lx.AbstractLinearOperator, solver: str, rows: Rows | None = None
+) -> Inexact[Array, "m n"] | Inexact[Array, "n p l"]:
+    """The matrix of `frozen(operator, solver)`; `ormqr` could not be differentiated.
+
+    Its columns, in blocks of rows, if these are on several devices.
+    """
+    operator = frozen(operator, solver)
+    if rows is None:
+        matrix = as_matrix(operator)
+    else:
+        matrix = sharded_columns(operator, rows)
     # Once more for what the operator closes over: constants of its function.
-    return jax.lax.stop_gradient(as_matrix(frozen(operator, solver)))
+    return jax.lax.stop_gradient(matrix)

@@ -7,18 +7,16 @@ import equinox as eqx
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Inexact, PyTree
 
-from .._factor.householder import (
-    householder_qr,
-    q_adjoint_multiply,
-    q_multiply,
-    solve_upper,
-)
+from .._factor.householder import householder_qr, HouseholderQR, solve_upper
 from .._factor.product import matmul
 from .._factor.rank import default_rcond, is_singular
+from .._factor.tsqr import TSQR, tsqr
 from .._result import result_of
 from .orientation import frozen_matrix, orient, Orientation
+from .sharding import check_rows, find_rows
 
 
 class _RankRevealing(eqx.Module):
@@ -34,8 +32,7 @@ class _RankRevealing(eqx.Module):
 
 
 class _QRMultiplyState(eqx.Module):
-    householder: Inexact[Array, "m k"]
-    taus: Inexact[Array, " k"]
+    qr: HouseholderQR | TSQR
     core: _RankRevealing | None
     singular: Bool[Array, ""]
     orientation: Orientation
@@ -85,6 +82,11 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         2·eps·max(m, n), as `lineax.SVD`); without, relative to its own column, and it
         determines what is reported as singular (default: eps·max(m, n)).
     - `pivoting`: whether to reveal the rank by column pivoting (LAPACK's `geqp3`).
+    - `rows`: how the rows of a tall operator lie on a mesh of devices (the leading axis
+        of every leaf of its output). No device then holds more than its own rows, and
+        an n×n triangle of each other; see *Past one device* in the documentation.
+        Default: all on one device, unless the type of the operator's output says
+        otherwise (`jax.sharding.AxisType.Explicit`).
 
     **Returns:**
 
@@ -92,8 +94,9 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     **Raises:**
 
-    `ValueError` for a negative `rcond`, and for an operator between a real and a
-    complex space.
+    `ValueError` for a negative `rcond`; for an operator between a real and a complex
+    space; with `rows`, for one that is wide, or a `JacobianLinearOperator` with
+    `jac="bwd"`, and for `rows` that name no axis of a mesh.
 
     ??? cite "References"
 
@@ -105,8 +108,10 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     rcond: float | None = None
     pivoting: bool = eqx.field(static=True, default=False)
+    rows: NamedSharding | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        check_rows(self.rows, "QRMultiply")
         if isinstance(self.rcond, float | int) and not self.rcond >= 0:
             raise ValueError(f"`QRMultiply(rcond={self.rcond})` must not be negative.")
 
@@ -114,21 +119,25 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> _QRMultiplyState:
         del options
-        orientation = orient(operator)
-        matrix = frozen_matrix(operator, "QRMultiply")
-        m, n = matrix.shape
+        rows = find_rows(self.rows, operator, "QRMultiply")
+        orientation = orient(operator, rows)
+        matrix = frozen_matrix(operator, "QRMultiply", rows)
+        m, n = operator.out_size(), operator.in_size()
         if n > m:
             matrix, orientation = matrix.T, orientation.of_transpose()
         k = min(m, n)
-        householder, taus = householder_qr(matrix)
-        r = jnp.triu(householder[:k])
+        if rows is None:
+            qr = HouseholderQR(*householder_qr(matrix))
+        else:
+            qr = tsqr(matrix, rows)
+        r = jnp.triu(qr.r)
         rcond = default_rcond(m, n, matrix.dtype) if self.rcond is None else self.rcond
         if self.pivoting and k > 0:
             rcond = 2 * rcond if self.rcond is None else rcond
             core, singular = _complete(r, rcond), ~jnp.all(jnp.isfinite(r))
         else:
             core, singular = None, is_singular(r, rcond)
-        return _QRMultiplyState(householder, taus, core, singular, orientation)
+        return _QRMultiplyState(qr, core, singular, orientation)
 
     def compute(
         self,
@@ -137,29 +146,27 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
-        householder, taus, core = state.householder, state.taus, state.core
-        k = taus.size
+        qr, core = state.qr, state.core
+        k = qr.shape[1]
 
         def solve(b):  # (Q R)⁺ b = R⁺ Qᴴ b
-            c = q_adjoint_multiply(householder, taus, b)
+            c = qr.q_adjoint_multiply(b)
             if core is None:
-                return solve_upper(householder[:k], c)
+                return solve_upper(qr.r, c)
             c = matmul(jnp.conj(core.u.T), c)
             c = jnp.where(jnp.arange(k) < core.rank, c, 0)
             return matmul(core.v, solve_upper(core.lh, c, adjoint=True))
 
         def adjoint(c):  # ((Q R)⁺)ᴴ c = Q R⁺ᴴ c
             if core is None:
-                c = solve_upper(householder[:k], c, adjoint=True)
+                c = solve_upper(qr.r, c, adjoint=True)
             else:
                 c = matmul(jnp.conj(core.v.T), c)
                 c = jnp.where(jnp.arange(k) < core.rank, c, 0)
                 c = matmul(core.u, solve_upper(core.lh, c))
-            return q_multiply(householder, taus, c)
+            return qr.q_multiply(c)
 
-        solution = state.orientation.solve_flat(
-            solve, adjoint, vector, householder.dtype
-        )
+        solution = state.orientation.solve_flat(solve, adjoint, vector, qr.dtype)
         result = result_of(state.singular)
         return solution, result, {} if core is None else {"rank": core.rank}
 

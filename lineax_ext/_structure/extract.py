@@ -21,7 +21,7 @@ import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
-from jaxtyping import Array, Inexact, Int
+from jaxtyping import Array, Inexact, Int, PyTree
 
 from .._flat import cast, ravel, result_dtype, tree_size, unravel
 
@@ -75,16 +75,23 @@ def reader(
         if direction(operator, by) == "rows":
             _, vjp = jax.vjp(lambda x: operator.fn(x, operator.args), operator.x)
             return Reader(_row_reader(vjp, operator), "rows", shape, dtype)
-        fn = jax.linearize(lambda x: operator.fn(x, operator.args), operator.x)[1]
-    elif isinstance(operator, lx.FunctionLinearOperator):
-        fn = operator.fn
-    else:
-        fn = lx.linearise(operator).mv
+    fn = column_function(operator)
 
     def apply(seed):
         return cast(ravel(fn(unravel(seed, in_structure))), dtype)
 
     return Reader(apply, "columns", shape, dtype)
+
+
+def column_function(
+    operator: lx.AbstractLinearOperator,
+) -> Callable[[PyTree[Array]], PyTree[Array]]:
+    """x ↦ A x, linearised, for an `untagged` operator that is read by columns."""
+    if isinstance(operator, lx.JacobianLinearOperator):
+        return jax.linearize(lambda x: operator.fn(x, operator.args), operator.x)[1]
+    if isinstance(operator, lx.FunctionLinearOperator):
+        return operator.fn
+    return lx.linearise(operator).mv
 
 
 def _row_reader(vjp, operator):
@@ -136,7 +143,9 @@ def _is_jaxpr(x) -> bool:
     return isinstance(x, Jaxpr | ClosedJaxpr)
 
 
-def chunk_size(fn: Callable[[Array], Any], x: jax.ShapeDtypeStruct, count: int) -> int:
+def chunk_size(
+    fn: Callable[[Array], Any], x: jax.ShapeDtypeStruct, count: int, devices: int = 1
+) -> int:
     """How many of `count` calls of `fn`, on such an x, to push through one `vmap`.
 
     On a CPU the largest array of a chunk should stay in cache. Pushing all n basis
@@ -145,7 +154,7 @@ def chunk_size(fn: Callable[[Array], Any], x: jax.ShapeDtypeStruct, count: int) 
     into four such chunks does best in one piece (1000×49, 200×199). Elsewhere only
     memory is to be bounded.
     """
-    chunk = 2**20 if jax.default_backend() == "cpu" else 2**26
+    chunk = devices * (2**20 if jax.default_backend() == "cpu" else 2**26)
     jaxpr = jax.make_jaxpr(fn)(x)
     size = max(1, _largest_intermediate(jaxpr.jaxpr))
     return count if count * size <= 4 * chunk else max(1, min(count, chunk // size))
@@ -154,16 +163,18 @@ def chunk_size(fn: Callable[[Array], Any], x: jax.ShapeDtypeStruct, count: int) 
 def map_chunked(
     fn: Callable[[Array], Array],
     xs: Inexact[Array, "count ..."] | Int[Array, " count"],
+    devices: int = 1,
 ) -> Array:
     """Stacks `fn(xs[0]), fn(xs[1]), …`: `vmap` over a chunk, a loop over the chunks.
 
     A primitive without a batching rule falls back to the loop alone. `fn` must accept
-    zeros, with which the last chunk is padded.
+    zeros, with which the last chunk is padded. `devices` share what a call makes.
     """
     count = len(xs)
     # Checkpointed, or a gradient would keep what each chunk computed: O(n²).
     checkpoint = ft.partial(jax.checkpoint, prevent_cse=False)
-    chunk = chunk_size(fn, jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype), count)
+    struct = jax.ShapeDtypeStruct(xs.shape[1:], xs.dtype)
+    chunk = chunk_size(fn, struct, count, devices)
     if chunk > 1:
         loops = -(-count // chunk)
         chunk = -(-count // loops)  # equal chunks: least padding

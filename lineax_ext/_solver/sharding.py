@@ -1,0 +1,72 @@
+"""Which rows of an operator a solver takes to be on which device."""
+
+from typing import Any
+
+import jax
+import jax.tree_util as jtu
+import lineax as lx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from .._flat import freeze
+from .._rows import Rows
+
+
+def find_rows(
+    sharding: NamedSharding | None, operator: lx.AbstractLinearOperator, solver: str
+) -> Rows | None:
+    """The `rows` of a solver for `operator`; `None` if all is on one device.
+
+    Where it is not given, it is taken from the type of the operator's output, which
+    says how it is sharded if the axes of the mesh are `jax.sharding.AxisType.Explicit`.
+    """
+    if sharding is None:
+        sharding = _explicit(operator)
+        if sharding is None:
+            return None
+    m, n = operator.out_size(), operator.in_size()
+    if m < n or n == 0:
+        raise ValueError(
+            f"`{solver}` with its rows on several devices needs an operator with at "
+            f"least as many rows as columns, and one column; found {m}×{n}. Leave "
+            "`rows` out."
+        )
+    axes = _row_axes(sharding)
+    return Rows(sharding.mesh, axes, freeze(operator.out_structure()))
+
+
+def check_rows(sharding: Any, solver: str) -> None:
+    if sharding is None:
+        return
+    if not isinstance(sharding, NamedSharding):
+        raise ValueError(
+            f"`{solver}(rows=...)` must be a `jax.sharding.NamedSharding`; found a "
+            f"`{type(sharding).__name__}`."
+        )
+    if len(_row_axes(sharding)) == 0:
+        raise ValueError(
+            f"`{solver}(rows=...)` must name the axes of the mesh along which the rows "
+            "lie, and no others, as `NamedSharding(mesh, PartitionSpec('rows'))`; "
+            f"found {sharding.spec}."
+        )
+
+
+def _row_axes(sharding: NamedSharding) -> tuple[str, ...]:
+    first, *rest = sharding.spec or (None,)
+    if first is None or any(axis is not None for axis in rest):
+        return ()
+    return first if isinstance(first, tuple) else (first,)
+
+
+def _explicit(operator: lx.AbstractLinearOperator) -> NamedSharding | None:
+    """The sharding of the leading axis, if the types of all outputs carry the same."""
+    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+        return None
+    # `out_structure` says nothing of a sharding.
+    structure = jax.eval_shape(operator.mv, operator.in_structure())
+    found = set()
+    for leaf in jtu.tree_leaves(structure):
+        spec = leaf.sharding.spec
+        axes = _row_axes(NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec[:1])))
+        found.add(NamedSharding(leaf.sharding.mesh, PartitionSpec(axes or None)))
+    sharding = found.pop() if len(found) == 1 else None
+    return None if sharding is None or len(_row_axes(sharding)) == 0 else sharding
