@@ -50,6 +50,8 @@ def colour(pattern: Pattern, by: Literal["columns", "rows"]) -> Colouring:
     if found.max() + 1 > least and len(pattern) <= _many:
         weights = np.bincount(pattern.cols, lengths[pattern.rows], n)
         largest_first = np.argsort(-weights, kind="stable")
+        if np.all(largest_first[1:] > largest_first[:-1]):  # the same order
+            return Colouring(by, found, int(found.max()) + 1)
         other = _greedy(largest_first.tolist(), rows, starts, m)
         found = min(found, other, key=np.max)
     return Colouring(by, found, int(found.max()) + 1)
