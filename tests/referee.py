@@ -58,7 +58,9 @@ _numpy = {name: _cast(fn) for name, fn in _numpy.items()}
 _numpy |= {
     "integer_pow": lambda x, *, y, **_: np.power(x, float(y)),
     "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
-    "reshape": lambda x, *, new_sizes, **_: np.reshape(x, new_sizes),
+    "reshape": lambda x, *, new_sizes, dimensions, **_: np.reshape(
+        np.transpose(x, dimensions), new_sizes
+    ),
     "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, dimensions),
     "reduce_sum": lambda x, *, axes, **_: np.sum(x, axes),
     "reduce_max": lambda x, *, axes, **_: np.max(x, axes),

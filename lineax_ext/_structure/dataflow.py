@@ -141,5 +141,7 @@ def follow(program: jex.ClosedJaxpr, n: int) -> tuple[IndexSets, list[str]]:
     except _Mutable:
         return everything([vector], shape), ["ref"]
     if not isinstance(out, IndexSets):
-        out = IndexSets(shape, [(np.zeros(shape, np.int32), vector.single)], vector.single)
+        out = IndexSets(
+            shape, [(np.zeros(shape, np.int32), vector.single)], vector.single
+        )
     return out, list(flow.strangers)

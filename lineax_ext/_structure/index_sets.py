@@ -350,6 +350,7 @@ def accumulate(x: IndexSets, axis: int, reverse: bool) -> IndexSets:
     # enough to know where an unknown comes first.
     (place, table), *_ = merged(x).terms
     step, column = table.members(place.reshape(-1)[at])
+    step = step.astype(np.int64)
     order = np.argsort(step // max(length, 1) * n + column, kind="stable")
     step, column = step[order], column[order]
     line = step // max(length, 1)
