@@ -15,6 +15,10 @@ def _cast(fn):
     return lambda *xs, **_: fn(*xs)
 
 
+def _reshape(x, *, new_sizes, dimensions, **_):
+    return np.reshape(x if dimensions is None else x.transpose(dimensions), new_sizes)
+
+
 def _broadcast_in_dim(x, *, shape, broadcast_dimensions, **_):
     # The axes in order, as JAX has them; the others are new ones.
     new = [d for d in range(len(shape)) if d not in broadcast_dimensions]
@@ -58,9 +62,7 @@ _numpy = {name: _cast(fn) for name, fn in _numpy.items()}
 _numpy |= {
     "integer_pow": lambda x, *, y, **_: np.power(x, float(y)),
     "transpose": lambda x, *, permutation, **_: np.transpose(x, permutation),
-    "reshape": lambda x, *, new_sizes, dimensions, **_: np.reshape(
-        np.transpose(x, dimensions), new_sizes
-    ),
+    "reshape": _reshape,
     "squeeze": lambda x, *, dimensions, **_: np.squeeze(x, dimensions),
     "reduce_sum": lambda x, *, axes, **_: np.sum(x, axes),
     "reduce_max": lambda x, *, axes, **_: np.max(x, axes),
