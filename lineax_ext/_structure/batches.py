@@ -29,7 +29,7 @@ def sort(eqn, ins):
 
 @rule("top_k approx_top_k")
 def top_k(eqn, ins):
-    axis = eqn.params.get("axis", -1)
+    axis = eqn.params.get("reduction_dimension", eqn.params.get("axis", -1))
     axis = axis % len(ins[0].shape)
     out = summed(ins[0], (axis,), keepdims=True)
     return [out.broadcast(shape_of(x)) for x in eqn.outvars]

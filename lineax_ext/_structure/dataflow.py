@@ -40,9 +40,15 @@ _calls = {
 }
 
 
+class _Mutable(Exception):
+    """An array that is written to in place."""
+
+
 class Flow:
     """An interpreter of jaxprs. `strangers` are the primitives without a rule that it
-    has met on the way of v."""
+    has met on the way of v. Where it is `strict`, a rule that fails is an error."""
+
+    strict = False
 
     def __init__(self):
         self.strangers: dict[str, None] = {}
@@ -52,12 +58,15 @@ class Flow:
         consts = getattr(jaxpr, "consts", ())
         consts = [unknown if traced(x) else constant(x) for x in consts]
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-        env = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args)))
+        inputs = (*jaxpr.constvars, *jaxpr.invars)
+        env = dict(zip(inputs, (*consts, *args), strict=True))
 
         def read(atom):
             return constant(atom.val) if isinstance(atom, jex.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
+            if any(hasattr(x.aval, "inner_aval") for x in (*eqn.invars, *eqn.outvars)):
+                raise _Mutable
             if len(eqn.outvars) > 0:  # as they are for a callback that prints
                 outs = self.equation(eqn, [read(x) for x in eqn.invars])
                 env.update(zip(eqn.outvars, outs))
@@ -69,14 +78,17 @@ class Flow:
             return self.run(eqn.params[_calls[name]], ins)
         if not any(isinstance(x, IndexSets) for x in ins):
             return independent(eqn, ins)
-        if name in _control:
-            return _control[name](self, eqn, ins)
-        outs = RULES[name](eqn, ins) if name in RULES else None
-        if outs is None:
-            if name not in RULES:
-                self.strangers[name] = None
-            return self.anything(eqn, ins)
-        return outs
+        try:
+            if name in _control:
+                return _control[name](self, eqn, ins)
+            outs = RULES[name](eqn, ins)
+        except (AttributeError, KeyError, TypeError):
+            # No rule; or a release of JAX that has other parameters for it.
+            if self.strict and (name in _control or name in RULES):
+                raise
+            self.strangers[name] = None
+            outs = None
+        return self.anything(eqn, ins) if outs is None else outs
 
     def anything(self, eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
         """All outputs depend on all that reaches the equation, and on no more."""
@@ -123,8 +135,13 @@ def follow(program: jex.ClosedJaxpr, n: int) -> tuple[IndexSets, list[str]]:
     flow = Flow()
     arguments = [unknown] * (len(program.jaxpr.invars) - 1)
     vector = IndexSets.identity((n,))
-    (out,) = flow.run(program, [*arguments, vector])
+    shape = shape_of(program.jaxpr.outvars[0])
+    try:
+        (out,) = flow.run(program, [*arguments, vector])
+    except _Mutable:
+        return everything([vector], shape), ["ref"]
     if not isinstance(out, IndexSets):
-        none = np.zeros(shape_of(program.jaxpr.outvars[0]), np.int32)
-        out = IndexSets(none.shape, [(none, vector.single)], vector.single)
+        out = IndexSets(
+            shape, [(np.zeros(shape, np.int32), vector.single)], vector.single
+        )
     return out, list(flow.strangers)

@@ -52,12 +52,15 @@ def detect(
     def apply(arrays, seed):
         return reader(eqx.combine(arrays, static), by).apply(seed)
 
-    struct = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype)
-    arguments = jtu.tree_map(struct, arrays)
-    program = jax.make_jaxpr(apply)(arguments, seed)
+    program = jax.make_jaxpr(apply)(jtu.tree_map(_struct, arrays), seed)
 
     pattern = _cached_pattern(program, m, n)
     return pattern if pattern is None or by == "columns" else pattern.T
+
+
+def _struct(x: Any) -> jax.ShapeDtypeStruct:
+    # A weak type stays weak: it promotes otherwise, or is not let to.
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, weak_type=jax.typeof(x).weak_type)
 
 
 def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:

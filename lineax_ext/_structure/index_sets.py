@@ -49,12 +49,14 @@ class Table:
     def members(self, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For each member of each of the sets: the number of the set in `sets`, and the
         unknown."""
-        counts = self.counts[sets]
+        counts, rows = self.counts[sets], np.arange(len(sets), dtype=np.int32)
+        if len(sets) == len(self) - 1 and np.array_equal(sets, np.arange(1, len(self))):
+            return np.repeat(rows, counts), self.columns
         ends = np.cumsum(counts)
         total = int(ends[-1]) if len(ends) else 0
         shift = self.pointers[sets] - ends + counts
         at = np.arange(total) + np.repeat(shift, counts)
-        return np.repeat(np.arange(len(sets)), counts), self.columns[at]
+        return np.repeat(rows, counts), self.columns[at]
 
 
 class IndexSets:
@@ -127,7 +129,28 @@ def merged(x: IndexSets) -> IndexSets:
     """The same sets as one term."""
     if len(x.terms) == 1:
         return x
+    sizes = [int(table.counts[place].sum()) for place, table in x.terms]
+    most = int(np.argmax(sizes))
+    if 8 * (sum(sizes) - sizes[most]) < sizes[most]:
+        # A diagonal beside a triangle, say: it may have all of it already.
+        others = [t for i, t in enumerate(x.terms) if i != most]
+        if all(_contains(*x.terms[most], *t) for t in others):
+            return IndexSets(x.shape, [x.terms[most]], x.single)
     return collect(x, x.shape, np.arange(x.size))
+
+
+def _contains(place, table, other_place, other) -> bool:
+    entries, columns = other.members(other_place.reshape(-1))
+    sets = place.reshape(-1)[entries]
+    first, last = table.pointers[sets], table.pointers[sets + 1]
+    end = last
+    while np.any(first < last):  # bisection, as a set is sorted
+        middle = (first + last) // 2
+        right = table.columns[np.minimum(middle, end - 1)] < columns
+        right &= first < last
+        first, last = np.where(right, middle + 1, first), np.where(right, last, middle)
+    inside = first < end
+    return bool(np.all(inside)) and np.array_equal(table.columns[first], columns)
 
 
 def move(
@@ -218,7 +241,7 @@ def collect(
             keys.append(out.astype(np.int64) * n + (place - 1))
             continue
         if len(place) > 4 * len(table):  # few sets, many that have them
-            key = np.unique(out.astype(np.int64) * len(table) + place)
+            key = unique(out.astype(np.int64) * len(table) + place)
             out, place = key // len(table), key % len(table)
         if table.counts[place].sum() > _most_expanded:
             out, column = _product(out, place, table, size)
@@ -230,11 +253,17 @@ def collect(
     return from_rows(shape, np.bincount(rows, minlength=size), columns, full, single)
 
 
+def unique(x: np.ndarray) -> np.ndarray:
+    """By sorting: `np.unique` hashes from NumPy 2.3 on, and takes ten times as long."""
+    x = np.sort(x)
+    return x[np.append(True, x[1:] != x[:-1])[: len(x)]]
+
+
 def _sorted_union(keys: list[np.ndarray]) -> np.ndarray:
     *others, most = sorted(keys, key=len)
     few = sum(map(len, others))
     if len(most) < 2 * few or np.any(most[1:] <= most[:-1]):
-        others, most = [], np.unique(np.concatenate(keys))
+        others, most = [], unique(np.concatenate(keys))
     for key in others:  # a diagonal beside a triangle, say: no second sort
         at = np.searchsorted(most, key)
         new = most[np.minimum(at, len(most) - 1)] != key
@@ -255,7 +284,7 @@ def from_rows(
     what is listed."""
     n, columns = single.n, columns.astype(np.int32)
     of_all = counts == n
-    if n > 1 and of_all.any():
+    if n > 1 and (of_all.sum() > 1 or of_all.any() and full.any()):
         keep = ~np.repeat(of_all, counts)
         columns, counts, full = (
             columns[keep],
@@ -321,6 +350,7 @@ def accumulate(x: IndexSets, axis: int, reverse: bool) -> IndexSets:
     # enough to know where an unknown comes first.
     (place, table), *_ = merged(x).terms
     step, column = table.members(place.reshape(-1)[at])
+    step = step.astype(np.int64)
     order = np.argsort(step // max(length, 1) * n + column, kind="stable")
     step, column = step[order], column[order]
     line = step // max(length, 1)

@@ -63,12 +63,20 @@ def _spread(index: IndexSets, outs: Sequence[Value], atoms: Sequence[Any]):
 #
 
 
+def _counts(params: dict[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan are constant, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()  # from jax 0.12 on
+    return len(consts), len(carry)
+
+
 def scan(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
     params = eqn.params
     body, length = params["jaxpr"], params["length"]
-    start, stop = params["num_consts"], params["num_consts"] + params["num_carry"]
-    consts, carry, xs = ins[:start], ins[start:stop], ins[stop:]
-    shapes = [shape_of(x) for x in eqn.outvars[params["num_carry"] :]]
+    start, count = _counts(params)
+    consts, carry, xs = ins[:start], ins[start : start + count], ins[start + count :]
+    shapes = [shape_of(x) for x in eqn.outvars[count:]]
     order = range(length)[:: -1 if params["reverse"] else 1]
     if length * _weight(body) > _most_equations:
         return _summed_up(flow, eqn, consts, carry, xs, order)
@@ -148,8 +156,7 @@ def _growing(flow, jaxpr, consts, carry: Sequence[Value], xs, shapes, keep):
 
 
 def _summed_up(flow, eqn, consts, carry, xs, order) -> list[Value]:
-    params = eqn.params
-    jaxpr, length, count = params["jaxpr"], params["length"], params["num_carry"]
+    jaxpr, length, count = eqn.params["jaxpr"], len(order), len(carry)
     invars = getattr(jaxpr, "jaxpr", jaxpr).invars
     shapes = [shape_of(x) for x in invars]
     unchanged = _unchanged(jaxpr, len(consts), count, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from .index_sets import collect, everything, IndexSets, move, summed, union
 from .rules import linear, rule, shape_of
 from .values import known, MOVES, pad, Value
-from .windows import indexed_windows
+from .windows import indexed_windows, scattered_windows
 
 
 def _operands(eqn: jex.JaxprEqn, ins: Sequence[Value]):
@@ -145,29 +145,19 @@ def gather(eqn, ins):
       "scatter_min scatter-min scatter_max scatter-max")  # fmt: skip
 def scatter(eqn, ins):
     operand, index, updates = ins
-    dims, mode = eqn.params["dimension_numbers"], eqn.params["mode"]
     shape, size = shape_of(eqn.invars[0]), shape_of(eqn.invars[2])
-    indices, indexed = known(index), dims.scatter_dims_to_operand_dims
-    gone = {*dims.inserted_window_dims, *dims.operand_batching_dims}
+    indices = known(index)
+    indexed = eqn.params["dimension_numbers"].scatter_dims_to_operand_dims
     free = indices is None
     reduced = tuple(
         1 if free and d in indexed else length for d, length in enumerate(shape)
     )
-    flat, inside = indexed_windows(
-        reduced,
-        indices,
-        size,
-        window_dims=dims.update_window_dims,
-        operand_window_dims=[d for d in range(len(shape)) if d not in gone],
-        index_dims=indexed,
-        batching=dict(
-            zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims)
-        ),
-        clip=mode == lax.GatherScatterMode.CLIP,
-    )
+    flat, inside = scattered_windows(eqn.params, reduced, indices, size)
     inside, flat, found = inside.reshape(-1), flat.reshape(-1), []
     if isinstance(operand, IndexSets):
-        if eqn.primitive.name == "scatter" and not free:
+        # With a function of its own (`.at[…].apply`) it keeps what it finds.
+        writes = eqn.primitive.name == "scatter" and eqn.params["update_jaxpr"] is None
+        if writes and not free:
             written = np.zeros(shape, bool)
             written.reshape(-1)[flat[inside]] = True
             operand = operand.map(lambda place: np.where(written, 0, place), shape)

@@ -17,7 +17,7 @@ from .index_sets import IndexSets, union
 from .values import known, Value
 
 
-Outs = list[Value] | None
+Outs = Sequence[Value] | None
 Rule = Callable[[jex.JaxprEqn, list[Value]], Outs]
 
 RULES: dict[str, Rule] = {}

@@ -6,11 +6,11 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.extend.core as jex
-import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 
 from .index_sets import IndexSets
+from .windows import scattered_windows
 
 
 class Constant:
@@ -63,12 +63,18 @@ def independent(eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
 
 def _is_pure(eqn: jex.JaxprEqn) -> bool:
     """Whether it gives the same for the same inputs, of which NumPy knows."""
-    if len(eqn.invars) == 0 and eqn.primitive.name not in ("iota", "empty", "empty2"):
+    name = eqn.primitive.name
+    if len(eqn.invars) == 0 and name not in ("iota", "empty", "empty2"):
+        return False
+    # What another device, or another run, may decide otherwise.
+    if name in ("rng_uniform", "approx_top_k"):
+        return False
+    if name == "sort" and not eqn.params["is_stable"]:
         return False
     extended = lambda x: jnp.issubdtype(x.aval.dtype, jax.dtypes.extended)
     if any(map(extended, (*eqn.invars, *eqn.outvars))):
         return False
-    return not eqn.effects and "callback" not in eqn.primitive.name
+    return not eqn.effects and "callback" not in name
 
 
 #
@@ -111,12 +117,16 @@ def slice_(x, *, start_indices, limit_indices, strides, **_):
     return x[tuple(map(slice, start_indices, limit_indices, strides))]
 
 
+def reshape(x, *_, new_sizes, dimensions=None, **__):
+    return (x if dimensions is None else x.transpose(dimensions)).reshape(new_sizes)
+
+
 def split(x, *, sizes, axis, **_):
     return np.split(x, np.cumsum(sizes)[:-1], axis)
 
 
 MOVES: dict[str, Callable[..., Any]] = {
-    "reshape": lambda x, *_, new_sizes, **__: x.reshape(new_sizes),
+    "reshape": reshape,
     "transpose": lambda x, *, permutation, **_: x.transpose(permutation),
     "squeeze": lambda x, *, dimensions, **_: x.squeeze(dimensions),
     "expand_dims": lambda x, *, dimensions, **_: np.expand_dims(x, dimensions),
@@ -171,8 +181,18 @@ _numpy: dict[str, Callable[..., Any]] = MOVES | {
 }
 
 
+def overlaps(eqn: jex.JaxprEqn, indices: np.ndarray) -> bool:
+    """Whether a scatter writes to the same place twice."""
+    operand, _, updates = (tuple(x.aval.shape) for x in eqn.invars)
+    flat, inside = scattered_windows(eqn.params, operand, indices, updates)
+    return bool(np.bincount(flat[inside], minlength=1).max() > 1)
+
+
 def _evaluate(eqn: jex.JaxprEqn, arrays: Sequence[Any]) -> Any:
     name = eqn.primitive.name
+    arrays = [np.asarray(x, atom.aval.dtype) for x, atom in zip(arrays, eqn.invars)]
+    if name == "scatter" and overlaps(eqn, arrays[1]):
+        raise ValueError("Which of the updates stays is left open.")
     if name == "iota":
         dtype, shape = eqn.params["dtype"], eqn.params["shape"]
         dim = eqn.params["dimension"]
@@ -184,6 +204,4 @@ def _evaluate(eqn: jex.JaxprEqn, arrays: Sequence[Any]) -> Any:
         if out is not NotImplemented:
             return out
     with jax.ensure_compile_time_eval():
-        convert = lambda x, atom: lax.convert_element_type(x, atom.aval.dtype)
-        arrays = [convert(x, atom) for x, atom in zip(arrays, eqn.invars)]
-        return eqn.primitive.bind(*arrays, **eqn.params)
+        return eqn.primitive.bind(*map(jnp.asarray, arrays), **eqn.params)

@@ -6,7 +6,9 @@ own answers in `tests/test_patterns.py`.
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax.lax as lax
 import numpy as np
 
 
@@ -61,6 +63,29 @@ def indexed_windows(
         if indices is not None or d not in index_dims:
             flat += along(w, shape[w]) * strides[d]
     return flat, inside
+
+
+def scattered_windows(
+    params: Mapping[str, Any],
+    operand: Sequence[int],
+    indices: np.ndarray | None,
+    updates: Sequence[int],
+) -> tuple[np.ndarray, np.ndarray]:
+    """`indexed_windows` of the updates of a scatter, from the shapes of its inputs."""
+    dims = params["dimension_numbers"]
+    gone = {*dims.inserted_window_dims, *dims.operand_batching_dims}
+    return indexed_windows(
+        operand,
+        indices,
+        updates,
+        window_dims=dims.update_window_dims,
+        operand_window_dims=[d for d in range(len(operand)) if d not in gone],
+        index_dims=dims.scatter_dims_to_operand_dims,
+        batching=dict(
+            zip(dims.operand_batching_dims, dims.scatter_indices_batching_dims)
+        ),
+        clip=params["mode"] == lax.GatherScatterMode.CLIP,
+    )
 
 
 def sliding(
