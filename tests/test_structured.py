@@ -20,7 +20,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
-from helpers import assert_close, directional, flatten
+from helpers import assert_close, directional, flatten, gradient
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -54,7 +54,9 @@ def _coupling(u):
     return u - u**3 + np.mean(u)
 
 
-def _numpy_step(solver, y0, args, explicit=None, matrix=LAPLACE, reaction=_reaction):
+def _numpy_step(
+    solver, y0, args, explicit=None, matrix=LAPLACE, reaction=_reaction, dt=DT
+):
     """A step of a diagonally implicit method for y' = args · matrix y + reaction(y),
     or of the first and of `explicit`; every stage by Newton's method."""
 
@@ -80,24 +82,23 @@ def _numpy_step(solver, y0, args, explicit=None, matrix=LAPLACE, reaction=_react
 
     def total(weights):
         pairs = [p for w, fs in zip(weights, slopes) for p in zip(w, fs)]
-        return DT * sum((w * f for w, f in pairs), 0 * y0)
+        return dt * sum((w * f for w, f in pairs), 0 * y0)
 
     for i, gamma in enumerate(diagonal):
         y = base = y0 + total([a[i] for a, _, _ in tableaus])
         for _ in range(8):
-            step = base + DT * gamma * f(y) - y
-            y = y + np.linalg.solve(EYE - DT * gamma * slope(y), step)
+            step = base + dt * gamma * f(y) - y
+            y = y + np.linalg.solve(EYE - dt * gamma * slope(y), step)
         new = [f(y)] if explicit is None else [explicit(y), f(y)]
         for fs, x in zip(slopes, new):
             fs.append(x)
     y1 = y0 + total([b for _, b, _ in tableaus])
     if isinstance(solver, dfx.ImplicitEuler):
-        return y1, DT / 2 * (slopes[0][0] - f(y0))
+        return y1, dt / 2 * (slopes[0][0] - f(y0))
     return y1, total([e for _, _, e in tableaus])
 
 
-def _loss_step(solver, args, steps=1, **kwargs):
-    y = START
+def _loss_step(solver, args, steps=1, y=START, **kwargs):
     for _ in range(steps):
         y, _ = _numpy_step(solver, y, args, **kwargs)
     return np.sum(y**2)
@@ -123,14 +124,21 @@ def _one_step(solver, term=_allen_cahn, forward=False):
         _, slope, aux = jax.jvp(fn, (args,), (jnp.ones_like(args),), has_aux=True)
         return slope, aux
 
-    gradient = jvp if forward else jax.grad(fn, has_aux=True)
-    return jax.jit(gradient)(np.array(DIFFUSION))
+    derivative = jvp if forward else jax.grad(fn, has_aux=True)
+    return jax.jit(derivative)(np.array(DIFFUSION))
 
 
-def _assert_step(plain, linear_solver=None, term=_allen_cahn, forward=False, **kwargs):
+def _assert_step(
+    plain,
+    linear_solver=None,
+    term=_allen_cahn,
+    forward=False,
+    dense_fails=True,
+    **kwargs,
+):
     linear_solver = linear_solver or lxe.AutoStructuredLinearSolver()
     solver = lxe.structured(plain, linear_solver)
-    with dense_path_fails():
+    with dense_path_fails() if dense_fails else contextlib.nullcontext():
         slope, (y, error) = _one_step(solver, term, forward)
     expected, expected_error = _numpy_step(plain, START, DIFFUSION, **kwargs)
     assert_close(y, expected, 1e-11)
@@ -166,14 +174,13 @@ def _value(solver, **kwargs):
     return jax.jit(lambda args: _loss(solver, args, **kwargs))(DIFFUSION)
 
 
-def _assert_as_plain(plain, run, rtol=1e-10, dense_fails=True, **kwargs):
+def _assert_as_plain(plain, run, **kwargs):
     """Same steps, results and derivatives, without the dense path."""
-    with dense_path_fails() if dense_fails else contextlib.nullcontext():
+    with dense_path_fails():
         found = run(lxe.structured(plain), **kwargs)
     expected = run(plain, **kwargs)
     for actual, reference in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
-        assert_close(actual, reference, rtol)
-    return found
+        assert_close(actual, reference, 1e-10)
 
 
 # Four steps, so that NumPy can follow.
@@ -181,12 +188,11 @@ FOUR: dict[str, Any] = dict(stepsize_controller=dfx.ConstantStepSize(), max_step
 EULER = dfx.ImplicitEuler(root_finder=VERY_CHORD)
 
 
-def _four_steps(solver, args=DIFFUSION, **kwargs):
+def _four_steps(solver, args=DIFFUSION, y0=START, term=_allen_cahn, **kwargs):
     solution = dfx.diffeqsolve(
-        dfx.ODETerm(_allen_cahn), solver, 0.0, 4 * DT, DT, START, args, **FOUR | kwargs
+        dfx.ODETerm(term), solver, 0.0, 4 * DT, DT, y0, args, **FOUR | kwargs
     )
-    assert solution.ys is not None
-    return jnp.sum(solution.ys[-1] ** 2)
+    return jnp.sum(flatten(jax.tree.map(lambda x: x[-1], solution.ys)) ** 2)
 
 
 #
@@ -258,14 +264,11 @@ def test_half_solver():
 #
 
 
-TOLERANCES_OF_CONTROLLER = (
-    dfx.with_stepsize_controller_tols(dfx.VeryChord)(kappa=1e-3),
-    dfx.with_stepsize_controller_tols(optx.Newton)(cauchy_termination=False),
-)
 ROOT_FINDERS = (
     dfx.VeryChord(1e-12, 1e-12, optx.rms_norm),
     optx.Chord(1e-12, 1e-12),
-    *TOLERANCES_OF_CONTROLLER,
+    # That of `test_as_plain` has the tolerances of the controller, too.
+    dfx.with_stepsize_controller_tols(optx.Newton)(cauchy_termination=False),
 )
 
 
@@ -277,7 +280,7 @@ def test_root_finder(root_finder):
     assert solver.root_find_max_steps == 9
     settings = {k: x for k, x in vars(root_finder).items() if k != "linear_solver"}
     assert settings.items() <= vars(solver.root_finder).items()
-    if root_finder in TOLERANCES_OF_CONTROLLER:
+    if isinstance(root_finder, optx.Newton):
         _assert_as_plain(plain, _value)
     else:
         _assert_step(plain)
@@ -290,13 +293,13 @@ def test_tags():
 
 def test_pattern():
     # That of ∂f/∂y: the diagonal of I − γ Δt ∂f/∂y is nobody's concern.
-    matrix = np.eye(N, k=1) - np.eye(N, k=-1)
+    matrix = np.eye(N, k=1) - np.eye(N, k=-1) / 2
     pattern = lxe.Pattern(*np.nonzero(matrix), (N, N))
     linear_solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
-    term = lambda t, u, args: args * (jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0)))
-    _assert_step(
-        EULER, linear_solver, term, matrix=matrix, reaction=lambda u: np.zeros_like(u)
+    term = lambda t, u, args: (
+        args * (jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0)) / 2)
     )
+    _assert_step(EULER, linear_solver, term, matrix=matrix, reaction=lambda u: 0 * u)
 
 
 #
@@ -332,7 +335,7 @@ def test_constants(term, matrix, root_finder):
 
 
 def test_root_find_in_the_vector_field():
-    """It has nothing to do with the stages, and keeps its own adjoint."""
+    """It has nothing to do with the stages, and keeps its own adjoint: a dense one."""
 
     def vector_field(t, u, args):
         newton = optx.Newton(1e-12, 1e-12)
@@ -340,7 +343,13 @@ def test_root_find_in_the_vector_field():
         z = optx.root_find(cube, newton, jnp.zeros(2), u[:2]).value
         return args * _laplacian(u) - jnp.pad(z, (0, N - 2))
 
-    _assert_as_plain(EULER, _one_step, dense_fails=False, term=vector_field)
+    def reaction(u):
+        z = u[:2]
+        for _ in range(20):
+            z = z - (z**3 + z - u[:2]) / (3 * z**2 + 1)
+        return np.pad(-z, (0, N - 2))
+
+    _assert_step(EULER, None, vector_field, dense_fails=False, reaction=reaction)
 
 
 #
@@ -348,9 +357,9 @@ def test_root_find_in_the_vector_field():
 #
 
 
-@pytest.mark.parametrize("adjoint", (dfx.ForwardMode(), dfx.DirectAdjoint()))
-def test_forward_mode(adjoint):
-    fn = ft.partial(_four_steps, lxe.structured(EULER), adjoint=adjoint)
+def test_forward_mode():
+    # `dfx.ForwardMode` is that of `test_half_solver`.
+    fn = ft.partial(_four_steps, lxe.structured(EULER), adjoint=dfx.DirectAdjoint())
     with dense_path_fails():
         loss, slope = jax.jit(lambda d: jax.jvp(fn, (d,), (1.0,)))(DIFFUSION)
     assert_close(loss, _loss_step(EULER, DIFFUSION, steps=4), 1e-11)
@@ -366,11 +375,19 @@ def test_direct_adjoint():
 
 
 def test_backsolve_adjoint():
-    # An equation for y, the adjoint, and the gradient so far: its own terms.
-    run = lambda solver: jax.jit(
-        jax.grad(ft.partial(_four_steps, solver, adjoint=dfx.BacksolveAdjoint()))
-    )(DIFFUSION)
-    _assert_as_plain(EULER, run, dense_fails=False)
+    """An equation for y, its adjoint a and the gradient so far, with its own terms."""
+    fn = ft.partial(_four_steps, lxe.structured(EULER), adjoint=dfx.BacksolveAdjoint())
+    found = jax.jit(jax.grad(fn))(DIFFUSION)
+    y = START
+    for _ in range(4):
+        y, _ = _numpy_step(EULER, y, DIFFUSION)
+    a, expected = 2 * y, 0.0
+    for _ in range(4):
+        y, _ = _numpy_step(EULER, y, DIFFUSION, dt=-DT)
+        jacobian = DIFFUSION * LAPLACE + np.diag(1 - 3 * y**2)
+        a = np.linalg.solve(EYE - DT * jacobian.T, a)
+        expected += DT * a @ LAPLACE @ y
+    assert_close(found, expected, 1e-8)
 
 
 def test_implicit_adjoint():
@@ -384,7 +401,7 @@ def test_implicit_adjoint():
     )
     # diffrax multiplies times with a strongly typed direction there.
     with dense_path_fails(), jax.numpy_dtype_promotion("standard"):
-        slope, (y, _) = _gradient(lxe.structured(dfx.Kvaerno3()), **kwargs)
+        slope, (y, _) = _gradient(lxe.structured(dfx.ImplicitEuler()), **kwargs)
     matrix = EYE - DIFFUSION * LAPLACE
     expected = np.linalg.solve(matrix, START)
     assert_close(y, expected, 1e-6)
@@ -392,39 +409,64 @@ def test_implicit_adjoint():
 
 
 def test_dense_output_and_event():
+    """Lines between the steps; the third one is where y[0] reaches `level`."""
+
+    def numpy_run(args, level=None):
+        y = [START]
+        for _ in range(3):
+            y.append(_numpy_step(EULER, y[-1], args)[0])
+        level = (y[2][0] + y[3][0]) / 2 if level is None else level
+        time = 2 + (level - y[2][0]) / (y[3][0] - y[2][0])
+        return np.array([np.sum((y[1] + y[2]) ** 2) / 4, DT * time]), level
+
+    expected, level = numpy_run(DIFFUSION)
+
     def crossing(t, y, args, **kwargs):
-        return y[0] - 0.2
+        return y[0] - level
 
-    event = dfx.Event(crossing, optx.Newton(1e-10, 1e-10))
+    def fn(args):
+        solution = dfx.diffeqsolve(
+            dfx.ODETerm(_allen_cahn), lxe.structured(EULER), 0.0, 4 * DT, DT, START,
+            args, saveat=dfx.SaveAt(dense=True, t1=True),
+            event=dfx.Event(crossing, optx.Newton(1e-10, 1e-10)), **FOUR,
+        )  # fmt: skip
+        assert solution.ts is not None
+        value = jnp.sum(solution.evaluate(1.5 * DT) ** 2)
+        return value + solution.ts[-1], jnp.stack([value, solution.ts[-1]])
 
-    def run(solver):
-        def fn(args):
-            saveat = dfx.SaveAt(dense=True, t1=True)
-            solution = _solve(solver, args=args, saveat=saveat, event=event, t1=0.3)
-            assert solution.ts is not None
-            return jnp.sum(solution.evaluate(0.04) ** 2), solution.ts[-1]
-
-        return jax.jit(jax.value_and_grad(fn, has_aux=True))(DIFFUSION)
-
-    (_, t1), _ = _assert_as_plain(dfx.ImplicitEuler(), run)
-    assert 0.04 < t1 < 0.3
+    with dense_path_fails():
+        slope, found = jax.jit(jax.grad(fn, has_aux=True))(DIFFUSION)
+    assert_close(found, expected, 1e-9)
+    run = lambda t: np.sum(numpy_run(DIFFUSION + t, level)[0])
+    assert_close(slope, directional(run, 1e-4), 1e-7)
 
 
 def test_vmap_over_trees():
+    solver = lxe.structured(EULER)
+
     def field(t, y, args):
         out = _allen_cahn(t, flatten(y), args)
         return {"a": out[:4].reshape(2, 2), "b": out[4:]}
 
-    def run(solver):
-        def fn(y0, args):
-            return _loss(solver, args, y0=y0, term=field)
+    def fn(y0, args):
+        y0 = {"a": y0[:4].reshape(2, 2), "b": y0[4:]}
+        t0, t1 = map(jnp.asarray, (np.array(0.0), np.array(DT)))
+        y1, *_ = solver.step(dfx.ODETerm(field), t0, t1, y0, args, None, False)
+        return jnp.sum(flatten(y1) ** 2)
 
-        one = {"a": START[:4].reshape(2, 2), "b": START[4:]}
-        y0 = jax.tree.map(lambda x: np.stack([x / 2, x]), one)
-        gradient = jax.grad(fn, argnums=(0, 1), has_aux=True)
-        return jax.jit(jax.vmap(gradient))(y0, jnp.asarray([0.01, 0.02]))
-
-    _assert_as_plain(dfx.ImplicitEuler(), run)
+    args, y0 = np.array([0.01, 0.02]), np.stack([START / 2, START])
+    with dense_path_fails():
+        run = jax.jit(jax.vmap(jax.value_and_grad(fn, argnums=(0, 1))))
+        losses, (by_y0, by_args) = run(y0, args)
+    numpy_loss = lambda y, d: _loss_step(EULER, d, y=y)
+    for y, d, *found in zip(y0, args, losses, by_y0, by_args, strict=True):
+        expected = (
+            numpy_loss(y, d),
+            gradient(ft.partial(numpy_loss, d=d), y),
+            directional(lambda t, y=y, d=d: numpy_loss(y, d + t), 1e-3),
+        )
+        for actual, reference in zip(found, expected, strict=True):
+            assert_close(actual, reference, 1e-8)
 
 
 @pytest.mark.parametrize("dtype", (np.float32, np.complex128))
@@ -448,8 +490,8 @@ def test_dtype(dtype):
         return jnp.sum(jnp.abs(y) ** 2), y
 
     with dense_path_fails():
-        gradient = jax.jit(jax.grad(fn, has_aux=True))
-        slope, y = gradient(jnp.asarray(DIFFUSION, real))
+        derivative = jax.jit(jax.grad(fn, has_aux=True))
+        slope, y = derivative(jnp.asarray(DIFFUSION, real))
     matrix = EYE - DT * (DIFFUSION * LAPLACE - EYE)
     expected = np.linalg.solve(matrix, y0.astype(np.complex128))
     tangent = np.linalg.solve(matrix, DT * LAPLACE @ expected)
