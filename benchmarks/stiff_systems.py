@@ -1,7 +1,8 @@
 """Stiff systems: error against time, next to what others would use.
 
 Every panel is one problem, solved at relative tolerances from 1e-3 to 1e-8; absolute
-ones are a hundredth of that. The error is that of the final state against SciPy's
+ones are a hundredth of that, and for Robertson's kinetics, whose second species is
+small, a ten-thousandth. The error is that of the final state against SciPy's
 `Radau` at 1e-11: the largest difference, relative to the largest entry of its species.
 
 - Robertson's kinetics, 1 to 10,000 of them side by side, each with its own start: the
@@ -42,6 +43,7 @@ class Problem(NamedTuple):
     end: float
     species: int  # interleaved, or one after the other
     interleaved: bool = False
+    atol: float = 1e-2  # in units of rtol
 
 
 def robertson(t, y, np=jnp):
@@ -133,7 +135,7 @@ def problems() -> Iterator[tuple[str, Problem]]:
     for count in (1, 10, 100, 1000, 10_000):
         one = np.linspace(0.9, 1.1, count) if count > 1 else np.ones(1)
         y0 = (one[:, None] * [1.0, 0.0, 0.0]).reshape(-1)
-        yield f"Robertson × {count}", Problem(robertson, y0, 100.0, 3, True)
+        yield f"Robertson × {count}", Problem(robertson, y0, 100.0, 3, True, 1e-4)
     x = np.linspace(0, 1, 500)
     u = np.sin(np.linspace(0, 20, 1000))
     yield "Allen–Cahn, n = 1000", Problem(allen_cahn, u, 0.5, 1)
@@ -166,7 +168,7 @@ def diffrax_side(problem: Problem, solver: dfx.AbstractSolver, rtol: float):
             problem.end,
             None,
             y0,
-            stepsize_controller=dfx.PIDController(rtol=rtol, atol=rtol / 100),
+            stepsize_controller=dfx.PIDController(rtol=rtol, atol=rtol * problem.atol),
             max_steps=None,
             throw=False,
         )
@@ -197,7 +199,7 @@ def scipy_side(problem: Problem, method: str, rtol: float):
             y0,
             method,
             rtol=rtol,
-            atol=rtol / 100,
+            atol=rtol * problem.atol,
             jac_sparsity=sparsity,
         )
         return out.y[:, -1], len(out.t) - 1
@@ -214,14 +216,23 @@ def cvodes_side(problem: Problem, rtol: float) -> Side:
         system = {"t": t, "x": y, "ode": casadi.vertcat(*field)}
         options = {
             "reltol": rtol,
-            "abstol": rtol / 100,
+            "abstol": rtol * problem.atol,
             "max_num_steps": 10**6,
+            "show_eval_warnings": False,
+            "disable_internal_warnings": True,
             "linear_solver": "csparse",
         }
         solve = casadi.integrator("f", "cvodes", system, 0.0, problem.end, options)
-        return lambda y0: (np.asarray(solve(x0=y0)["xf"]).reshape(-1), None)
 
-    return peer("casadi", make)
+        def run(y0):
+            try:
+                return np.asarray(solve(x0=y0)["xf"]).reshape(-1), None
+            except RuntimeError:  # it gave up
+                return np.full_like(y0, np.inf), None
+
+        return run
+
+    return peer("casadi", make)._replace(may_fail=True)
 
 
 @ft.lru_cache(maxsize=1)
@@ -258,8 +269,10 @@ def case(name: str, problem: Problem, rtol: float) -> Case:
         "structured(Kvaerno3())": diffrax_side(
             problem, lxe.structured(dfx.Kvaerno3()), rtol
         ),
-        "SciPy BDF": Side(scipy_side(problem, "BDF", rtol), host=True),
-        "SciPy Radau": Side(scipy_side(problem, "Radau", rtol), host=True),
+        "SciPy BDF": Side(scipy_side(problem, "BDF", rtol), host=True, may_fail=True),
+        "SciPy Radau": Side(
+            scipy_side(problem, "Radau", rtol), host=True, may_fail=True
+        ),
         "CVODES": cvodes_side(problem, rtol),
     }
     return Case(

@@ -84,6 +84,7 @@ def _numpy_step(
         pairs = [p for w, fs in zip(weights, slopes) for p in zip(w, fs)]
         return dt * sum((w * f for w, f in pairs), 0 * y0)
 
+    assert diagonal is not None
     for i, gamma in enumerate(diagonal):
         y = base = y0 + total([a[i] for a, _, _ in tableaus])
         for _ in range(8):
@@ -294,7 +295,8 @@ def test_tags():
 def test_pattern():
     # That of ∂f/∂y: the diagonal of I − γ Δt ∂f/∂y is nobody's concern.
     matrix = np.eye(N, k=1) - np.eye(N, k=-1) / 2
-    pattern = lxe.Pattern(*np.nonzero(matrix), (N, N))
+    rows, cols = np.nonzero(matrix)
+    pattern = lxe.Pattern(rows, cols, (N, N))
     linear_solver = lxe.AutoStructuredLinearSolver(pattern=pattern)
     term = lambda t, u, args: (
         args * (jnp.pad(u[1:], (0, 1)) - jnp.pad(u[:-1], (1, 0)) / 2)
