@@ -94,6 +94,7 @@ class Case:
     - `steps`: the number of steps in what a side returned, if it tells.
     - `goals`: what is claimed. Reported only: a clock fails no run.
     - `seconds`: for how long the sides take turns.
+    - `work_precision`: whether the figure shows times against errors, and not x.
     """
 
     panel: str
@@ -106,6 +107,7 @@ class Case:
     steps: Callable[[Any], int | None] | None = None
     goals: tuple[Goal, ...] = ()
     seconds: float = 6.0
+    work_precision: bool = False
 
 
 @contextlib.contextmanager
@@ -191,6 +193,7 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         "xlabel": case.xlabel,
         "x": case.x,
         "tolerance": case.tolerance,
+        "work_precision": case.work_precision,
         "sides": sides,
         "goals": [
             {**g._asdict(), "found": least[g.than] / least[g.side]} for g in goals

@@ -144,14 +144,19 @@ def _series(records: list[dict[str, Any]]) -> Iterator[tuple[str, list[int], lis
 
 
 def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
+    precision = records[0].get("work_precision", False)
     for name, at, seconds in _series(records):
-        x = [records[i]["x"] for i in at]
+        errors = [records[i]["sides"][name]["error"] for i in at]
+        x = errors if precision else [records[i]["x"] for i in at]
         label = name
-        if len(x) >= 3:  # of the last three points: the first ones are overhead
+        if (
+            len(x) >= 3 and not precision
+        ):  # of the last three points: the first ones are overhead
             slope = np.polyfit(np.log(x[-3:]), np.log(seconds[-3:]), 1)[0]
             label += f", slope {slope:.1f}"
         axis.loglog(x, seconds, "o-", label=label)
-    axis.set(xlabel=records[0]["xlabel"], ylabel="seconds")
+    xlabel = "error" if precision else records[0]["xlabel"]
+    axis.set(xlabel=xlabel, ylabel="seconds")
 
 
 def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:

@@ -68,11 +68,14 @@ class Order:
         self.natural = np.array_equal(rows, natural) and np.array_equal(
             columns, natural
         )
+        self.strides = _stride(columns, n), _stride(rows, n)
 
     def into(self, b: Inexact[Array, " n"], transposed: bool) -> Array:
         """A right-hand side; zero in empty places."""
         if self.natural:
             return b
+        if stride := self.strides[not transposed]:
+            return b.reshape(-1, stride).T.reshape(-1)
         order = self.columns if transposed else self.rows
         return jnp.append(b, jnp.zeros((), b.dtype))[order]
 
@@ -80,6 +83,8 @@ class Order:
         """A solution."""
         if self.natural:
             return x
+        if stride := self.strides[transposed]:
+            return x.reshape(stride, -1).T.reshape(-1)
         return x[self.row_places if transposed else self.column_places]
 
 
@@ -87,3 +92,15 @@ def _places(order: np.ndarray, n: int) -> np.ndarray:
     out = np.empty((n + 1,), np.int32)
     out[order] = np.arange(len(order), dtype=np.int32)
     return out[:n]
+
+
+def _stride(order: np.ndarray, n: int) -> int:
+    """s if the order is 0, s, 2s, …, 1, s + 1, …, that of a transpose; 0 if not.
+
+    A gather of 3000 numbers takes 10 µs, a transpose 1.
+    """
+    stride = int(order[1] - order[0]) if len(order) == n > 1 else 0
+    if stride <= 1 or n % stride != 0:
+        return 0
+    transpose = np.arange(n).reshape(-1, stride).T.reshape(-1)
+    return stride if np.array_equal(order, transpose) else 0

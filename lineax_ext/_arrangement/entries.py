@@ -2,6 +2,7 @@
 
 import functools as ft
 
+import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -16,6 +17,9 @@ from .._structure.pattern import Pattern
 
 # What can stand in a layout besides the number of an entry.
 ZERO, ONE = -2, -1
+
+# So many slices compile as fast as one gather.
+_SLICES = 16
 
 
 class Entries:
@@ -34,7 +38,8 @@ class Entries:
         source, at = self._source
         at = np.append(at, [source.size, source.size + 1])
         constants = jnp.array([0, 1], source.dtype)
-        return jnp.concatenate([source, constants])[at[layout]]
+        source = jnp.concatenate([source, constants])
+        return _take(source, at[layout])
 
     def values(self) -> Inexact[Array, " entries"]:
         """All entries, in the order of the pattern."""
@@ -76,6 +81,25 @@ class Entries:
         line, along = (self.pattern.cols, self.pattern.rows)[:: 1 if columns else -1]
         at = colouring.colours[line].astype(np.int64) * compressed.shape[1] + along
         return compressed.reshape(-1), at
+
+
+def _take(source: Inexact[Array, " size"], at: np.ndarray) -> Inexact[Array, "..."]:
+    """`source[at]`: slices, where `at` is made of few of them; a gather, if not."""
+    lines = at.reshape(-1, at.shape[-1])
+    if not (len(lines) <= _SLICES and at.shape[-1] > 1):
+        return source[at]
+    steps = np.diff(lines, axis=1)
+    if np.any(steps != steps[:, :1]) or np.any(steps < 0):
+        return source[at]
+    taken = [
+        lax.slice(source, (first,), (last + 1,), (step,))
+        if step > 0
+        else jnp.broadcast_to(source[first], (at.shape[-1],))
+        for first, last, step in zip(
+            *map(np.ndarray.tolist, (lines[:, 0], lines[:, -1], steps[:, 0]))
+        )
+    ]
+    return jnp.stack(taken).reshape(at.shape)
 
 
 def _colouring(operator: lx.AbstractLinearOperator, pattern: Pattern) -> Colouring:

@@ -28,12 +28,13 @@ def refined(
     def unfinished(state):
         x, residual, count = state
         too_large = jnp.linalg.norm(residual) > tolerance * jnp.linalg.norm(x)
-        return too_large & (count < most)
+        return (count == 0) | too_large & (count <= most)
 
     def correct(state):
         x, residual, count = state
         x = x + substitute(residual)
         return x, b - multiply(x), count + 1
 
-    x = substitute(b)
-    return lax.while_loop(unfinished, correct, (x, b - multiply(x), 0))[0]
+    # The first substitution is one of the loop: what is not there twice, XLA compiles
+    # once.
+    return lax.while_loop(unfinished, correct, (jnp.zeros_like(b), b, 0))[0]
