@@ -14,7 +14,6 @@ from lineax_ext._factor.sparse import (
     analyse,
     determinant,
     factor,
-    multiply,
     selected_inverse,
     solve,
 )
@@ -226,16 +225,6 @@ def test_vectors_are_columns():
     for line in text.splitlines():
         if "dot_general" in line:
             assert line.split(":")[1].split("=")[0].strip().endswith(",5]")
-
-
-def test_multiply():
-    matrix = _random(70, 1, dense_rows=1)
-    pattern, values = _apart(matrix)
-    x = np.random.default_rng(0).normal(size=(70, 2))
-    np.testing.assert_allclose(multiply(pattern, values, x), matrix @ x, atol=1e-12)
-    np.testing.assert_allclose(
-        multiply(pattern, values, x, transpose=True), matrix.T @ x, atol=1e-12
-    )
 
 
 def test_value_semantics():

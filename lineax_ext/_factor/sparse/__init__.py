@@ -5,7 +5,6 @@ irregular happens in `analyse`, in NumPy; what remains is dense algebra on batch
 small matrices.
 """
 
-from .entries import multiply as multiply
 from .numeric import (
     determinant as determinant,
     factor as factor,

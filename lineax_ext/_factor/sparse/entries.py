@@ -1,4 +1,4 @@
-"""Sums and maxima over the entries of each row, and the product with a vector.
+"""Sums and maxima over the entries of each row.
 
 Rows are padded to a common width: a gather and a sum over the last axis, where a
 scatter would take ten times as long on a CPU. What a long row has beyond it continues
@@ -74,29 +74,4 @@ def reduce_rows(layout: RowLayout, x: Array, reduce: Callable[..., Array]) -> Ar
         rest = part.at[layout.continued].get(mode="promise_in_bounds")
         both = jnp.stack([out[layout.heavy], reduce(rest, axis=1)])
         out = out.at[layout.heavy].set(reduce(both, axis=0), unique_indices=True)
-    return out
-
-
-def multiply(
-    pattern: Pattern, values: Array, x: Array, *, transpose: bool = False
-) -> Array:
-    """A x, or Aᵀ x, for x of shape (n, columns).
-
-    Cost: O(entries) a column.
-    """
-    by_row, by_col = layouts(pattern)
-    layout = by_col if transpose else by_row
-    index = pattern.rows if transpose else pattern.cols
-    if len(pattern) == 0:
-        return jnp.zeros((layout.size, x.shape[1]), x.dtype)
-    index = np.append(index, 0)[layout.entries]
-    values = jnp.concatenate([values, jnp.zeros_like(values[:1])])
-    values = values.at[layout.entries].get(mode="promise_in_bounds")
-    taken = jnp.asarray(x).at[index].get(mode="promise_in_bounds")
-    part = jnp.sum(values[:, :, None] * taken, axis=1)
-    out = part[: layout.size]
-    if len(layout.heavy) > 0:
-        part = jnp.concatenate([part, jnp.zeros_like(part[:1])])
-        rest = part.at[layout.continued].get(mode="promise_in_bounds")
-        out = out.at[layout.heavy].add(jnp.sum(rest, axis=1), unique_indices=True)
     return out

@@ -21,6 +21,7 @@ class Factors(eqx.Module):
     `up` A⁻¹ B; for each class, of shape (steps, batch, ...). They are those of the
     matrix scaled by `row_scale` and `col_scale`, powers of two.
 
+    `norms`: ‖A‖ and ‖Aᵀ‖, scaled, in the maximum norm.
     `marks`: of each pivot, its place in its front's permutation, and itself.
     `raised`: whether a pivot was raised, so that they are of a matrix nearby.
     `failed`: whether, of a Cholesky factorisation, a pivot was not positive.
@@ -29,6 +30,7 @@ class Factors(eqx.Module):
     values: Inexact[Array, " entries"]
     row_scale: Real[Array, " n"]
     col_scale: Real[Array, " n"]
+    norms: tuple[Real[Array, ""], Real[Array, ""]]
     down: tuple[Inexact[Array, "steps batch p+u p"], ...]
     up: tuple[Inexact[Array, "steps batch p u"], ...]
     marks: tuple[Inexact[Array, "steps batch 2 p"], ...]
@@ -45,6 +47,10 @@ def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
     pattern, plan = symbolic.pattern, symbolic.schedule
     scale = row_scale[pattern.rows] * col_scale[pattern.cols]
     scaled = values * scale.astype(values.dtype)
+    by_row, by_col = (
+        jnp.max(reduce_rows(layout, jnp.abs(scaled), jnp.sum), initial=0)
+        for layout in layouts(pattern)
+    )
     scaled = jnp.append(scaled, jnp.zeros((), scaled.dtype))
     # Relative to the largest entry, which is about one.
     eps = float(jnp.finfo(row_scale.dtype).eps)
@@ -67,6 +73,7 @@ def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
         values,
         row_scale,
         col_scale,
+        (by_row, by_col),
         tuple(down),
         tuple(up),
         tuple(marks),

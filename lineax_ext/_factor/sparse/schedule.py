@@ -22,11 +22,10 @@ class Class(NamedTuple):
     `source`, `target`: entries of A and where they go in the step's fronts.
     `children[s]`: first and last of the rows of `maps`, `bases` in which the children
     of step s are. Place i of the front is `maps[r, b, i]` of the child, or -1 if it has
-    no such place; `bases[r, b]` is the child's place among all updates, its number of
-    rows, and its place among all vectors.
+    no such place; `bases[r, b]` is the child's place among all updates, and its number
+    of rows.
     `rows`: the places of the boundary in the vector of unknowns.
-    `update`, `vector`, `slot`: where the updates, vectors and unknowns of the first
-    step are.
+    `update`, `slot`: where the updates and the unknowns of the first step are.
     """
 
     p: int
@@ -43,18 +42,16 @@ class Class(NamedTuple):
     bases: np.ndarray
     rows: np.ndarray
     update: int
-    vector: int
     slot: int
 
 
 class Schedule(NamedTuple):
     """`slots[i]`: the place of unknown i of the reordered matrix among the unknowns as
-    the classes hold them; there are `updates`, `vectors`, `unknowns` in all."""
+    the classes hold them; there are `updates` and `unknowns` in all."""
 
     classes: tuple[Class, ...]
     slots: np.ndarray
     updates: int
-    vectors: int
     unknowns: int
 
 
@@ -125,7 +122,7 @@ def schedule(
     """The schedule for a matrix with entries at `rows`, `cols` (reordered)."""
     count, n = len(fronts.parents), len(fronts.order)
     if count == 0:
-        return Schedule((), np.zeros(0, np.int32), 0, 0, 0)
+        return Schedule((), np.zeros(0, np.int32), 0, 0)
     p, u = fronts.pivots, fronts.boundaries
     kind = _classify(fronts, most)
     front_of = np.repeat(np.arange(count), p)  # of a pivot
@@ -141,10 +138,10 @@ def schedule(
             if kind[f] == kind[parent]:
                 level[parent] = max(level[parent], level[f] + 1)
     number = np.array([len(c) for c in children])
-    place = np.zeros((count, 3), np.int64)  # of updates, vectors, unknowns
+    place = np.zeros((count, 2), np.int64)  # of updates, unknowns
     widths = np.zeros(count, np.int64)
     slots = np.zeros(n, np.int64)
-    ends = np.zeros(3, np.int64)
+    ends = np.zeros(2, np.int64)
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
@@ -159,18 +156,18 @@ def schedule(
         members = np.full((len(steps), batch), -1)
         for s, step in enumerate(steps):
             members[s, : len(step)] = step
-        size = np.array([top_u * top_u, top_u, top_p])
+        size = np.array([top_u * top_u, top_p])
         flat = members.ravel()
         real = flat >= 0
         widths[mine] = top_u
         place[flat[real]] = ends + np.flatnonzero(real)[:, None] * size
         for f in mine:
-            slots[fronts.starts[f] : fronts.starts[f + 1]] = place[f, 2] + np.arange(
+            slots[fronts.starts[f] : fronts.starts[f + 1]] = place[f, 1] + np.arange(
                 p[f]
             )
         classes.append((members, top_p, top_u, batch, len(steps), ends.copy()))
         ends = ends + flat.size * size
-    unknowns = int(ends[2])
+    unknowns = int(ends[1])
     built = []
     for members, top_p, top_u, batch, steps, start in classes:
         full = top_p + top_u
@@ -182,7 +179,7 @@ def schedule(
             most_children = max(len(children[f]) for f in step if f >= 0)
             spans[s] = len(maps), len(maps) + most_children
             maps += [np.full((batch, full), -1) for _ in range(most_children)]
-            bases += [np.zeros((batch, 3), np.int64) for _ in range(most_children)]
+            bases += [np.zeros((batch, 2), np.int64) for _ in range(most_children)]
             for b, f in enumerate(step):
                 if f < 0:
                     continue
@@ -194,7 +191,7 @@ def schedule(
                 for r, c in enumerate(children[f]):
                     at = fronts.places(f, fronts.boundary[c], top_p)
                     maps[spans[s, 0] + r][b, at] = np.arange(int(u[c]))
-                    bases[spans[s, 0] + r][b] = place[c, 0], widths[c], place[c, 1]
+                    bases[spans[s, 0] + r][b] = place[c, 0], widths[c]
             sources.append(np.concatenate(source))
             targets.append(np.concatenate(target))
         width = max(len(x) for x in sources)
@@ -219,11 +216,9 @@ def schedule(
                 target,
                 spans,
                 np.array(maps, np.int32).reshape(-1, batch, full),
-                np.array(bases, np.int32).reshape(-1, batch, 3),
+                np.array(bases, np.int32).reshape(-1, batch, 2),
                 boundary,
                 *(int(x) for x in start),
             )
         )
-    return Schedule(
-        tuple(built), slots.astype(np.int32), int(ends[0]), int(ends[1]), unknowns
-    )
+    return Schedule(tuple(built), slots.astype(np.int32), int(ends[0]), unknowns)
