@@ -88,7 +88,7 @@ class Flow:
                 raise
             self.strangers[name] = None
             outs = None
-        return self.anything(eqn, ins) if outs is None else outs
+        return self.anything(eqn, ins) if outs is None else list(outs)
 
     def anything(self, eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
         """All outputs depend on all that reaches the equation, and on no more."""

@@ -7,6 +7,7 @@ a set that holds every unknown is kept once, however many entries have it.
 import functools as ft
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -299,12 +300,12 @@ def from_rows(
     others = np.flatnonzero(counts)
     place = np.zeros(len(counts), np.int32)
     place[others] = np.arange(1, len(others) + 1)
-    counts = [[0], counts[others]]
+    counts = np.append(0, counts[others])
     if some_full:
         place[full] = len(others) + 1
         columns = np.concatenate([columns, np.arange(n, dtype=np.int32)])
-        counts.append([n])
-    ends = np.cumsum(np.concatenate(counts), dtype=np.int64)
+        counts = np.append(counts, n)
+    ends = np.cumsum(counts, dtype=np.int64)
     table = Table(np.concatenate([np.zeros(1, np.int64), ends]), columns, n)
     return IndexSets(shape, [(place.reshape(shape), table)], single)
 
@@ -334,7 +335,8 @@ def _product(out, place, table, size):
     left = sp.csr_array((np.ones(len(out), bool), (out, place)), (size, len(table)))
     ones = np.ones(len(table.columns), bool)
     right = sp.csr_array((ones, table.columns, table.pointers), (len(table), table.n))
-    found = (left @ right).tocoo()
+    found: Any = left @ right
+    found = found.tocoo()
     return found.row, found.col
 
 

@@ -48,7 +48,9 @@ def _settled(x: Value, before: Value) -> Value:
     return x
 
 
-def _spread(index: IndexSets, outs: Sequence[Value], atoms: Sequence[Any]):
+def _spread(
+    index: IndexSets, outs: Sequence[Value], atoms: Sequence[Any]
+) -> list[Value]:
     """What an index that depends on v decides about."""
     shapes = list(map(shape_of, atoms))
     of_index = [everything([index], shape) for shape in shapes]
@@ -93,7 +95,9 @@ def scan(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
 def _slice(x: Value, i: int) -> Value:
     if isinstance(x, IndexSets):
         return x.map(lambda place: place[i], x.shape[1:])
-    return Constant(lambda: x.value[i]) if isinstance(x, Constant) else x
+    # `None` cannot be indexed, and then neither is the slice known.
+    whole: Any = x
+    return Constant(lambda: whole.value[i]) if isinstance(x, Constant) else x
 
 
 def _stack(parts: list[Value], shape: tuple[int, ...]) -> Value:
@@ -174,7 +178,8 @@ def _summed_up(flow, eqn, consts, carry, xs, order) -> list[Value]:
         [(pairs[i], shapes[first + i]) for i in carried], carry, carried
     )
     c0, c1 = int(bounds[first]), int(bounds[last])
-    fixed, state = _flat_or_none(consts, single), _flat_or_none(carry, single)
+    fixed: Any = _flat_or_none(consts, single)
+    state: Any = _flat_or_none(carry, single)
     moving = linear(xs)
     from_xs = bool(np.any(columns >= c1))
 
@@ -282,7 +287,7 @@ def _stacked_pairs(found, carry, carried):
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _flat_or_none(values, single):
+def _flat_or_none(values, single) -> Any:
     found = linear(values)
     return merged(_flat(found)) if found else None
 
@@ -341,9 +346,10 @@ def while_loop(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
     carry, steps = start, 0
     while steps * (_weight(body) + _weight(test)) <= _most_equations:
         (more,) = flow.run(test, [*test_consts, *carry])
-        if known(more) is None or np.ndim(known(more)) > 0:
+        going = known(more)
+        if going is None or np.ndim(going) > 0:
             break
-        if not known(more):
+        if not going:
             return list(carry)
         outs = flow.run(body, [*consts, *carry])
         carry = [_settled(x, old) for x, old in zip(outs, carry)]

@@ -97,7 +97,8 @@ def _anywhere(x: IndexSets, starts: Sequence[Value]) -> IndexSets:
 
 def _clamped(shape, starts, sizes) -> list[int]:
     """Where the slices start; 0 where that is not known."""
-    values = [0 if known(x) is None else int(known(x)) for x in starts]
+    found = map(known, starts)
+    values = [0 if x is None else int(x) for x in found]
     return [max(0, min(i, n - k)) for i, n, k in zip(values, shape, sizes)]
 
 

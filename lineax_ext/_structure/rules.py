@@ -25,7 +25,7 @@ RULES: dict[str, Rule] = {}
 
 def rule(names: str) -> Callable[[Rule], Rule]:
     def register(fn):
-        RULES.update(dict.fromkeys(names.split(), fn))
+        RULES.update({name: fn for name in names.split()})
         return fn
 
     return register

@@ -51,8 +51,11 @@ def dot_general(eqn, ins):
         first = len(batch[side]) if side == 0 else len(shape) - len(free)
         dims = (*range(len(batch[side])), *range(first, first + len(free)))
         wide = math.prod(x.shape[d] for d in free)
-        sparse = factor is not None and not np.all(factor)
-        if sparse and np.count_nonzero(factor) * wide <= _most_pairs:
+        if (
+            factor is not None
+            and not np.all(factor)
+            and np.count_nonzero(factor) * wide <= _most_pairs
+        ):
             # The factor's axes beside those of x: (batch, contracted, its own, ours).
             own = [d for d in range(factor.ndim)
                    if d not in (*contracted[1 - side], *batch[1 - side])]  # fmt: skip

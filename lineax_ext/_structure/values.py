@@ -153,9 +153,9 @@ def _convert(x, *, new_dtype, **_):
 
 
 def _select(which, *cases):
-    if which.dtype != bool or len(cases) > 2:
+    if which.dtype != bool or len(cases) != 2:
         return NotImplemented
-    return np.where(which, cases[-1], cases[0]) if len(cases) == 2 else cases[0]
+    return np.where(which, cases[-1], cases[0])
 
 
 _numpy: dict[str, Callable[..., Any]] = MOVES | {
@@ -181,16 +181,20 @@ _numpy: dict[str, Callable[..., Any]] = MOVES | {
 }
 
 
+def _aval(atom: Any) -> Any:
+    return atom.aval
+
+
 def overlaps(eqn: jex.JaxprEqn, indices: np.ndarray) -> bool:
     """Whether a scatter writes to the same place twice."""
-    operand, _, updates = (tuple(x.aval.shape) for x in eqn.invars)
+    operand, _, updates = (tuple(_aval(x).shape) for x in eqn.invars)
     flat, inside = scattered_windows(eqn.params, operand, indices, updates)
     return bool(np.bincount(flat[inside], minlength=1).max() > 1)
 
 
 def _evaluate(eqn: jex.JaxprEqn, arrays: Sequence[Any]) -> Any:
     name = eqn.primitive.name
-    arrays = [np.asarray(x, atom.aval.dtype) for x, atom in zip(arrays, eqn.invars)]
+    arrays = [np.asarray(x, _aval(atom).dtype) for x, atom in zip(arrays, eqn.invars)]
     if name == "scatter" and overlaps(eqn, arrays[1]):
         raise ValueError("Which of the updates stays is left open.")
     if name == "iota":
