@@ -215,13 +215,14 @@ def _summed_up(flow, eqn, consts, carry, xs, order) -> list[Value]:
         state = _closure(start, inputs, rows, columns, c0, c1)
         states = [state] * length
     outs: list[Value] = []
+    final: Any = state
     at = 0
     for i in range(count):
         if i in carried:
             shape = shapes[first + i]
             size = math.prod(shape)
             cut = lambda p, a=at, k=size, s=shape: p[a : a + k].reshape(s)
-            outs.append(state.map(cut, shape))
+            outs.append(final.map(cut, shape))
             at += size
         else:
             outs.append(carry[i] if first + i in unchanged else unknown)
