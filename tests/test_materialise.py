@@ -41,7 +41,7 @@ def _operator(x, matrix, jac=None):
 @pytest.fixture(params=(1, slow(2), 3, slow(4), slow(6), slow(7), slow(8), None))
 def chunk(request, monkeypatch):
     if request.param is not None:
-        fixed = lambda fn, x, count: min(request.param, count)
+        fixed = lambda fn, x, count, devices=1: min(request.param, count)
         monkeypatch.setattr(lineax_ext._structure.extract, "chunk_size", fixed)
 
 
