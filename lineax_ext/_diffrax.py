@@ -18,16 +18,19 @@ from collections.abc import Callable
 from typing import Any, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
+import jax
+import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 import optimistix as optx
 from jax.core import Tracer
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from ._flat import tree_size
 from ._solver.auto import AutoStructuredLinearSolver
+from ._structure.constants import known_value
 from ._structure.detect import detect
 from ._structure.pattern import Pattern
 
@@ -144,6 +147,39 @@ def _with(solver: Any, linear_solver: lx.AbstractLinearSolver) -> Any:
     return eqx.tree_at(where, solver, linear_solver, is_leaf=is_leaf)
 
 
+def _with_root_finder(solver: Any, root_finder: Any) -> Any:
+    out = _of_class(type(solver), solver)
+    object.__setattr__(out, "root_finder", root_finder)
+    return out
+
+
+class _Deferred(eqx.Module):
+    """A root finder for the time of a step, whose first matrix is made if it is needed.
+
+    diffrax begins each step of a Runge–Kutta method by factorising the identity, for a
+    stage that is explicit, and seldom comes to use it: half of all factorisations.
+    """
+
+    root_finder: optx.AbstractRootFinder
+    needed: Bool[ArrayLike, ""]  # a Python bool where it is known
+
+    def init(self, fn, y, args, *rest, **kwargs):
+        init = lambda: self.root_finder.init(fn, y, args, *rest, **kwargs)
+        if self.needed is True:
+            return init()
+        diagonal = known_value(args[1])
+        if isinstance(diagonal, Tracer) or np.any(diagonal != 0):
+            return init()
+        state = eqx.filter_eval_shape(init)
+        is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
+        struct, static = eqx.partition(state, is_struct)
+        none = lambda: jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
+        if self.needed is False:
+            return eqx.combine(none(), static)
+        arrays = lax.cond(self.needed, lambda: eqx.filter(init(), eqx.is_array), none)
+        return eqx.combine(arrays, static)
+
+
 #
 # Classes, made once each: JAX takes two for different pytrees
 #
@@ -169,6 +205,9 @@ def _subclass(cls: type, **attributes) -> type:
 
 @ft.cache
 def _structured_class(cls: Any) -> type:
+    import diffrax as dfx
+
+    second_stage = dfx.CalculateJacobian.second_stage
     inner_step = _with_adjoint(cls.step, cls.__name__)
 
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
@@ -176,6 +215,15 @@ def _structured_class(cls: Any) -> type:
         if isinstance(linear_solver, AutoStructuredLinearSolver):
             pattern = _stage_pattern(self, terms, t0, t1, y0, args)
             self = _with(self, dataclasses.replace(linear_solver, pattern=pattern))
+        if isinstance(self, dfx.AbstractRungeKutta):
+            if solver_state is not None:
+                # First same as last: an explicit first stage is there already, but for
+                # the first step and after a jump.
+                needed = solver_state[0] | made_jump
+            else:
+                # Where the first stage is implicit it makes a matrix of its own.
+                needed = self.calculate_jacobian == second_stage
+            self = _with_root_finder(self, _Deferred(self.root_finder, needed))
         return inner_step(self, terms, t0, t1, y0, args, solver_state, made_jump)
 
     return _subclass(cls, step=step)
@@ -195,9 +243,10 @@ def _wrapper_class(cls: type) -> type:
 #
 
 
-def _root_find(fn, solver, *args, **kwargs):
-    kwargs.setdefault("adjoint", optx.ImplicitAdjoint(solver.linear_solver))
-    return optx.root_find(fn, solver, *args, **kwargs)
+def _root_find(fn, solver: Any, *args, **kwargs):
+    inner: Any = solver.root_finder if isinstance(solver, _Deferred) else solver
+    kwargs.setdefault("adjoint", optx.ImplicitAdjoint(inner.linear_solver))
+    return optx.root_find(fn, inner, *args, **kwargs)
 
 
 def _with_adjoint(step: Any, name: str) -> types.FunctionType:
