@@ -14,6 +14,7 @@ error of the answer. An error above the tolerance of its case fails the run.
 import contextlib
 import dataclasses
 import importlib
+import importlib.metadata as metadata
 import math
 import pathlib
 import sys
@@ -68,7 +69,8 @@ def peer(package: str, make: Callable[[Any], Callable[..., Any]]) -> Side:
         module = importlib.import_module(package)
     except ImportError:
         return absent(f"{name} is not installed")
-    version = importlib.import_module(name).__version__
+    version = getattr(importlib.import_module(name), "__version__", None)
+    version = metadata.version(name) if version is None else version
     return Side(make(module), host=True, note=f"{name} {version}")
 
 
