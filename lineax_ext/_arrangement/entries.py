@@ -10,7 +10,7 @@ from jaxtyping import Array, Inexact
 
 from .._materialise import as_matrix
 from .._structure.colour import colour, Colouring
-from .._structure.extract import direction, read_band, read_compressed, Reader, reader
+from .._structure.extract import direction, read_band, read_compressed, reader
 from .._structure.known import known_entries, known_pattern
 from .._structure.pattern import Pattern
 
@@ -67,7 +67,7 @@ class Entries:
     def _compressed(self) -> tuple[Colouring, Inexact[Array, "count length"]]:
         assert self.pattern is not None
         colouring = _colouring(self.operator, self.pattern)
-        read: Reader = reader(self.operator, colouring.by)
+        read = reader(self.operator, colouring.by)
         return colouring, read_compressed(read, colouring.colours, colouring.count)
 
     @ft.cached_property

@@ -25,7 +25,26 @@ def _init(operator: lx.AbstractLinearOperator, solver: str, definite: int) -> Ar
     return Arranged.of(operator, Sparse(pattern, definite), Entries(operator, pattern))
 
 
-class SparseLU(lx.AbstractLinearSolver[Arranged]):
+class _AbstractSparse(lx.AbstractLinearSolver[Arranged]):
+    """All but `init`, which says what may be assumed of the matrix."""
+
+    def compute(
+        self, state: Arranged, vector: PyTree[Array], options: dict[str, Any]
+    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        del options
+        return state.solve(vector)
+
+    def transpose(self, state: Arranged, options: dict[str, Any]):
+        return state.transpose(), options
+
+    def conj(self, state: Arranged, options: dict[str, Any]):
+        return state.conj(), options
+
+    def assume_full_rank(self) -> bool:
+        return True
+
+
+class SparseLU(_AbstractSparse):
     """Sparse LU factorisation, A⁻¹ b, by the multifrontal method.
 
     Takes a [`lineax_ext.SparseMatrixLinearOperator`][], and any operator that is given
@@ -77,23 +96,8 @@ class SparseLU(lx.AbstractLinearSolver[Arranged]):
         del options
         return _init(operator, "SparseLU", definite=0)
 
-    def compute(
-        self, state: Arranged, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        del options
-        return state.solve(vector)
 
-    def transpose(self, state: Arranged, options: dict[str, Any]):
-        return state.transpose(), options
-
-    def conj(self, state: Arranged, options: dict[str, Any]):
-        return state.conj(), options
-
-    def assume_full_rank(self) -> bool:
-        return True
-
-
-class SparseCholesky(lx.AbstractLinearSolver[Arranged]):
+class SparseCholesky(_AbstractSparse):
     """Sparse Cholesky factorisation, A⁻¹ b for a Hermitian positive definite A.
 
     As [`lineax_ext.SparseLU`][], without pivoting and in less time. Needs an operator
@@ -133,18 +137,3 @@ class SparseCholesky(lx.AbstractLinearSolver[Arranged]):
                 "`lineax_ext.SparseLU`, or tag it."
             )
         return _init(operator, "SparseCholesky", definite)
-
-    def compute(
-        self, state: Arranged, vector: PyTree[Array], options: dict[str, Any]
-    ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
-        del options
-        return state.solve(vector)
-
-    def transpose(self, state: Arranged, options: dict[str, Any]):
-        return state.transpose(), options
-
-    def conj(self, state: Arranged, options: dict[str, Any]):
-        return state.conj(), options
-
-    def assume_full_rank(self) -> bool:
-        return True
