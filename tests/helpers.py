@@ -66,6 +66,23 @@ over_shapes = pytest.mark.parametrize(
 # Where square adds nothing to tall.
 over_oblong_shapes = pytest.mark.parametrize("shape", SHAPES[::2], ids=SHAPE_IDS[::2])
 
+
+def over_solvers_in_turn(first):
+    """Of the oblong shapes, one without `--slow`: the next solver has the other."""
+    rows = [
+        pytest.param(
+            solver,
+            tags,
+            shape,
+            id=f"{name}-{shape_id}",
+            marks=pytest.mark.slow if (i + j + first) % 2 else (),
+        )
+        for i, (name, solver, tags, _) in enumerate(SOLVERS)
+        for j, (shape, shape_id) in enumerate(zip(SHAPES[::2], SHAPE_IDS[::2]))
+    ]
+    return pytest.mark.parametrize("solver, tags, shape", rows)
+
+
 # What is said without a dtype is tested in float64.
 over_dtypes = pytest.mark.parametrize(
     "dtype", (np.float32, slow(np.float64), np.complex128)

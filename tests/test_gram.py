@@ -13,6 +13,7 @@ from helpers import (
     gradient,
     jacobian_operator,
     normal,
+    slow,
     unflatten,
 )
 
@@ -124,9 +125,14 @@ def everything(gram, x):
 @pytest.mark.parametrize(
     "make, params, outputs",
     [
-        *((make, *FIELDS[i]) for make in (of_operator, of_chunks) for i in range(3)),
+        (of_operator, *FIELDS[0]),
+        slow(of_operator, *FIELDS[1]),
+        slow(of_operator, *FIELDS[2]),
+        slow(of_chunks, *FIELDS[0]),
+        (of_chunks, *FIELDS[1]),
+        slow(of_chunks, *FIELDS[2]),
         (of_linear_function, *FIELDS[2]),
-        (of_samples, *FIELDS[1]),
+        slow(of_samples, *FIELDS[1]),
     ],
 )
 def test_matrix(make, params, outputs):

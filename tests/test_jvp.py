@@ -6,9 +6,9 @@ from helpers import (
     directional,
     matrix_operator,
     normal,
-    over_oblong_shapes,
     over_shapes,
     over_solvers,
+    over_solvers_in_turn,
     over_square_solvers,
     pinv,
     pytree_function_operator,
@@ -48,8 +48,7 @@ def test_jvp(solver, tags, shape, wrt):
     assert_close(t_out, expected_jvp((a, b), (t_a, t_b)), 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(1)
 @pytest.mark.parametrize(
     "make_operator", (slow(pytree_function_operator), pytree_jacobian_operator)
 )
@@ -60,8 +59,7 @@ def test_operators(solver, tags, shape, make_operator):
     assert_close(t_out, expected_jvp(primals, tangents), 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(0)
 def test_state(solver, tags, shape):
     # The state is that of the operator, and carries no tangent of its own.
     primals, tangents = problem(shape, np.float64)
@@ -71,8 +69,7 @@ def test_state(solver, tags, shape):
     assert_close(t_out, expected_jvp(primals, tangents), 1e-8)
 
 
-@over_solvers
-@over_shapes
+@over_solvers_in_turn(1)
 def test_second_order(solver, tags, shape):
     primals, tangents = problem(shape, np.float64)
     _, others = problem(shape[::-1], np.float64)

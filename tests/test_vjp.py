@@ -9,9 +9,9 @@ from helpers import (
     matrix_operator,
     normal,
     over_double_dtypes,
-    over_oblong_shapes,
     over_shapes,
     over_solvers,
+    over_solvers_in_turn,
     over_square_solvers,
     pinv,
     pytree_function_operator,
@@ -55,8 +55,7 @@ def test_vjp(solver, tags, shape, dtype):
         assert_close(grad, expected, 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(0)
 @pytest.mark.parametrize(
     "make_operator", (slow(pytree_function_operator), pytree_jacobian_operator)
 )
@@ -68,8 +67,7 @@ def test_operators(solver, tags, shape, make_operator):
         assert_close(grad, expected, 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(1)
 def test_state(solver, tags, shape):
     a, b = problem(shape, np.float64)
     state = solver.init(matrix_operator(a, tags), {})
@@ -79,8 +77,7 @@ def test_state(solver, tags, shape):
         assert_close(grad, expected, 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(0)
 @pytest.mark.parametrize(
     "order", ("jvp of vjp", slow("vjp of jvp"), slow("vjp of vjp"))
 )
