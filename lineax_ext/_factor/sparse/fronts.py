@@ -36,21 +36,30 @@ class Fronts(NamedTuple):
         return np.where(index < end, index - start, beyond)
 
 
+def flops(p, u):
+    """Operations that eliminate p pivots of a front with u others."""
+    return 2 * p**3 + 4 * p**2 * u + 2 * p * u**2
+
+
 def seconds(p, u):
     """What a front of p pivots and u others takes, roughly: measured on two cores.
 
     Steps of the elimination, entries that are gathered, and arithmetic.
     """
-    p, u = np.asarray(p, np.float64), np.asarray(u, np.float64)
-    arithmetic = 2 * p**3 + 4 * p**2 * u + 2 * p * u**2
-    return 2e-6 + 5e-7 * p + 8e-9 * (p + u) ** 2 + 2e-10 * arithmetic
+    return 2e-6 + 5e-7 * p + 8e-9 * (p + u) ** 2 + 2e-10 * flops(p, u)
 
 
-def fronts_of(graph: Any, tree: Tree, most: int = 24) -> Fronts:
+def fronts_of(
+    graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 24
+) -> Fronts:
     """The fronts of a tree: those that cost less as one are merged, and those with more
-    than `most` pivots become chains."""
-    merged = _merge(tree, _fronts(graph, tree))
-    return _fronts(graph, _split(merged, most))
+    than `most` pivots become chains.
+
+    `boundaries`: how many are in the boundary of each node, where it is known.
+    """
+    if boundaries is None:
+        boundaries = _fronts(graph, tree).boundaries
+    return _fronts(graph, _split(_merge(tree, boundaries), most))
 
 
 def _split(tree: Tree, most: int) -> Tree:
@@ -90,9 +99,10 @@ def _fronts(graph: Any, tree: Tree) -> Fronts:
     return Fronts(order, starts, boundary, tree.parents)
 
 
-def _merge(tree: Tree, fronts: Fronts) -> Tree:
+def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
     """A tree in which a node has swallowed children that gain nothing by themselves."""
-    p, u = fronts.pivots.copy(), fronts.boundaries
+    # Python's numbers: there are thousands of nodes, one after the other.
+    p, u = [len(m) for m in tree.members], boundaries.tolist()
     into = np.arange(len(p))
     children: list[list[int]] = [[] for _ in p]
     for c, f in enumerate(tree.parents):

@@ -67,8 +67,11 @@ def _batch(p: int, u: int) -> int:
     return int(np.clip(2 ** np.floor(np.log2(60000 / (p + u) ** 2 + 1e-9)), 1, 32))
 
 
-def _classify(fronts: Fronts, most: int) -> np.ndarray:
-    """The class of each front: up to `most`, by least predicted time."""
+def classify(fronts: Fronts, most: int = 4) -> tuple[np.ndarray, float]:
+    """The class of each front, up to `most`, by least predicted time; and that time, in
+    seconds."""
+    if len(fronts.parents) == 0:
+        return np.zeros(0, np.int64), 0.0
     p, u = fronts.pivots, fronts.boundaries
     key = (seconds(p, u) * 1e9).astype(np.int64)
     for f, parent in enumerate(fronts.parents):
@@ -108,23 +111,26 @@ def _classify(fronts: Fronts, most: int) -> np.ndarray:
     # Another class has to save something: it has to be compiled.
     k = int(np.argmin(best[:, -1] * 1.15 ** np.arange(most + 1)))
     out = np.empty(len(p), np.int64)
+    time = float(best[k, -1])
     j = len(cuts) - 1
     while k > 0:
         i = came[k, j]
         out[order[cuts[i] : cuts[j]]] = k - 1
         k, j = k - 1, i
-    return out
+    return out, time
 
 
 def schedule(
-    fronts: Fronts, rows: np.ndarray, cols: np.ndarray, most: int = 4
+    fronts: Fronts, kind: np.ndarray, rows: np.ndarray, cols: np.ndarray
 ) -> Schedule:
-    """The schedule for a matrix with entries at `rows`, `cols` (reordered)."""
+    """The schedule for a matrix with entries at `rows`, `cols` (reordered).
+
+    `kind`: the classes of the fronts, by `classify`.
+    """
     count, n = len(fronts.parents), len(fronts.order)
     if count == 0:
         return Schedule((), np.zeros(0, np.int32), 0, 0)
     p, u = fronts.pivots, fronts.boundaries
-    kind = _classify(fronts, most)
     front_of = np.repeat(np.arange(count), p)  # of a pivot
     owner = front_of[np.minimum(rows, cols)]
     by_owner = np.argsort(owner, kind="stable")

@@ -1,12 +1,13 @@
 """All that is known of a sparse factorisation before a number is."""
 
 import functools as ft
+from typing import Any
 
 import numpy as np
 
 from ..._structure.pattern import Pattern
-from .fronts import Fronts, fronts_of, seconds
-from .schedule import Schedule, schedule
+from .fronts import flops, Fronts, fronts_of, seconds
+from .schedule import classify, Schedule, schedule
 
 
 class Symbolic:
@@ -34,7 +35,6 @@ class Symbolic:
     def __init__(self, pattern: Pattern, symmetric: bool):
         # Not at the top: SciPy's graphs take half a second to import.
         from . import matching as graph_of
-        from .ordering import dissect
 
         n = pattern.shape[0]
         self.pattern, self.symmetric = pattern, symmetric
@@ -43,7 +43,7 @@ class Symbolic:
         row_of = np.empty(n, np.int64)
         row_of[matched] = np.arange(n)
         graph = graph_of.graph(row_of[pattern.rows], pattern.cols, n)
-        self.fronts = fronts_of(graph, dissect(graph, 16))
+        self.fronts, kind = _fronts(graph)
         order = self.fronts.order
         self.col_order = order
         self.row_order = matched[order]
@@ -51,13 +51,13 @@ class Symbolic:
         place = np.empty(n, np.int64)
         place[order] = np.arange(n)
         rows, cols = place[row_of[pattern.rows]], place[pattern.cols]
-        self.schedule = schedule(self.fronts, rows, cols)
+        self.schedule = schedule(self.fronts, kind, rows, cols)
         p = np.array([c.p for c in self.schedule.classes])
         u = np.array([c.u for c in self.schedule.classes])
         number = np.array([c.steps * c.batch for c in self.schedule.classes])
         self.seconds = float((number * seconds(p, u)).sum())
         self.fill = int((number * (p * (p + 2 * u))).sum())
-        self.flops = int((number * (2 * p**3 + 4 * p * p * u + 2 * p * u * u)).sum())
+        self.flops = int((number * flops(p, u)).sum())
         self.kernels = 45 * len(self.schedule.classes) + 40
 
     def __eq__(self, other):
@@ -70,6 +70,24 @@ class Symbolic:
 
     def __repr__(self):
         return f"Symbolic({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
+
+
+_MOST = 10**10  # operations that are worth another ordering: some seconds of SuperLU's
+
+
+def _fronts(graph: Any) -> tuple[Fronts, np.ndarray]:
+    """Those of the ordering that takes less time, and their classes."""
+    from .minimum_degree import minimum_degree
+    from .ordering import dissect
+
+    fronts = fronts_of(graph, dissect(graph, 16))
+    kind, time = classify(fronts)
+    if 0 < flops(fronts.pivots, fronts.boundaries).sum() < _MOST:
+        others = fronts_of(graph, *minimum_degree(graph))
+        other_kind, other_time = classify(others)
+        if other_time < time:
+            return others, other_kind
+    return fronts, kind
 
 
 @ft.lru_cache(maxsize=64)

@@ -1,0 +1,54 @@
+"""Minimum degree: the vertex with the fewest neighbours is eliminated first.
+
+Where a graph has no small separators, as that of a circuit, it leaves less fill than
+nested dissection.
+"""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import scipy.sparse.linalg as spl
+
+from .tree import Tree
+
+
+def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
+    """A tree of supernodes, and of each the number of those in its boundary.
+
+    SuperLU orders and factorises a matrix of that graph, of which no entry cancels:
+    the fill is read off its factor.
+
+    Cost: that of a factorisation, with SuperLU's arithmetic.
+
+    Liu: Modification of the minimum-degree algorithm by multiple elimination. ACM
+    Transactions on Mathematical Software 11, 1985, doi:10.1145/214392.214398
+
+    **Arguments:**
+
+    - `graph`: symmetric, without a diagonal.
+    """
+    n = graph.shape[0]
+    shape = graph.shape
+    ones = np.ones(len(graph.indices))
+    off = sp.csc_array((ones, graph.indices, graph.indptr), shape=shape)
+    factors = spl.splu(
+        sp.csc_array(sp.diags_array(np.diff(graph.indptr) + 1.0) - off),
+        permc_spec="MMD_AT_PLUS_A",
+        diag_pivot_thresh=0,
+        options={"SymmetricMode": True},
+    )
+    lower = sp.csc_array(factors.L)
+    count = np.diff(lower.indptr) - 1
+    rows, cols = lower.indices, np.repeat(np.arange(n), count + 1)
+    below = rows > cols
+    parent = np.full(n, n)
+    np.minimum.at(parent, cols[below], rows[below])
+    # A column joins the one before it if that one has its rows, and itself, alone.
+    joins = (parent[:-1] == np.arange(1, n)) & (count[:-1] == count[1:] + 1)
+    starts = np.flatnonzero(np.append(True, ~joins))
+    ends = np.append(starts[1:], n)
+    node = np.append(np.repeat(np.arange(len(starts)), ends - starts), -1)
+    order = np.argsort(factors.perm_c)
+    members = np.split(order, starts[1:])
+    return Tree(members, node[parent[ends - 1]]), count[ends - 1]
