@@ -70,3 +70,44 @@ def test_singular():
     operator = lxe.SparseMatrixLinearOperator(jnp.asarray(matrix.data), pattern)
     with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
         lxe.damped_solve(operator, jnp.asarray(b), 0.0, lxe.DampedSparse())
+
+
+@pytest.mark.parametrize("last", ("nothing", "sum", "difference"))
+def test_rank_deficient_without_damping(last):
+    # A chain of differences, whose null space is the constants; a dense row of ones
+    # makes it regular, and one that sums to zero does not.
+    n = 20
+    chain = np.eye(n - 1, n) - np.eye(n - 1, n, 1)
+    ends = np.where(np.arange(n) < n // 2, 1.0, -1.0)
+    rows = {"nothing": chain[:0], "sum": np.ones((1, n)), "difference": ends[None]}
+    matrix = np.concatenate([chain, rows[last]])
+    at, to = np.nonzero(matrix)
+    pattern = lxe.Pattern(at, to, matrix.shape)
+    values = jnp.asarray(matrix[pattern.rows, pattern.cols])
+    b = np.random.default_rng(0).normal(size=len(matrix))
+    solution = lxe.damped_solve(
+        lxe.SparseMatrixLinearOperator(values, pattern),
+        jnp.asarray(b),
+        0.0,
+        lxe.DampedSparse(),
+        throw=False,
+    )
+    regular = last == "sum"
+    assert bool(solution.result == lx.RESULTS.successful) == regular
+    if regular:
+        expected = np.linalg.lstsq(matrix, b, rcond=None)[0]
+        np.testing.assert_allclose(solution.value, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_steps_of_the_dense_solver():
+    def residuals(y, _):
+        return jnp.concatenate([10 * (y[1:] - y[:-1] ** 2), 1 - y[:-1]])
+
+    def steps(linear_solver):
+        solver = lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=linear_solver)
+        y0 = jnp.full(8, -1.2)
+        fit = optx.least_squares(residuals, solver, y0, max_steps=5, throw=False)
+        return fit.value
+
+    sparse, dense = steps(lxe.DampedSparse()), steps(lxe.DampedQR())
+    np.testing.assert_allclose(sparse, dense, rtol=1e-12)

@@ -145,7 +145,7 @@ class AbstractFactorisedDescent(
     def _prepare(
         self,
         y: Inexact[Array, " n"],
-        matrix: Inexact[Array, "m n"],
+        matrix: Inexact[Array, "m n"] | lx.AbstractLinearOperator,
         residual: Inexact[Array, " m"],
         previous: _Problem | None,
     ) -> _Problem:
