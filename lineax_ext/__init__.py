@@ -33,6 +33,7 @@ from ._solver import (
     AutoStructuredLinearSolver as AutoStructuredLinearSolver,
     BlockTridiagonal as BlockTridiagonal,
     DampedQR as DampedQR,
+    DampedSparse as DampedSparse,
     DampedSVD as DampedSVD,
     QRMultiply as QRMultiply,
     SparseCholesky as SparseCholesky,

@@ -24,9 +24,10 @@ from .._materialise import as_matrix, sharded_columns
 from .._rows import Rows
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
+from .._solver.damped_sparse import as_sparse, DampedSparse, Secular
 from .._solver.damped_svd import DampedSVD
 from .._solver.sharding import find_rows
-from .secular import secular_damping
+from .secular import newton_secular, secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -90,6 +91,28 @@ def _linear_problem(
     return lax.stop_gradient(_opaque((matrix, residual)))
 
 
+def _sparse_problem(
+    f_info: Any,
+) -> tuple[lx.AbstractLinearOperator, Inexact[Array, " m"]]:
+    """As `_linear_problem`, of which only the entries of a pattern are made."""
+    if _is_split(f_info):
+        raise ValueError(
+            "`DampedSparse` needs real residuals of real parameters, or complex ones "
+            "of complex ones. Stack the real and the imaginary parts of the residuals."
+        )
+    matrix = as_sparse(f_info.jac, "DampedSparse")
+    residual = ravel(f_info.residual).astype(matrix.values.dtype)
+    return lax.stop_gradient(_opaque((matrix, residual)))
+
+
+def as_operator(
+    matrix: lx.AbstractLinearOperator | Inexact[Array, "m n"],
+) -> lx.AbstractLinearOperator:
+    if isinstance(matrix, lx.AbstractLinearOperator):
+        return matrix
+    return lx.MatrixLinearOperator(matrix)
+
+
 class _State(eqx.Module, Generic[_Problem]):
     """What is kept between acceptances. Nothing in it is of size m if m ≥ n."""
 
@@ -122,7 +145,7 @@ class AbstractFactorisedDescent(
     def _prepare(
         self,
         y: Inexact[Array, " n"],
-        matrix: Inexact[Array, "m n"],
+        matrix: Inexact[Array, "m n"] | lx.AbstractLinearOperator,
         residual: Inexact[Array, " m"],
         previous: _Problem | None,
     ) -> _Problem:
@@ -142,8 +165,12 @@ class AbstractFactorisedDescent(
         dtype = result_dtype(f_info_struct.residual)
         if split:
             m, dtype = 2 * m, jnp.finfo(dtype).dtype
-        matrix = jax.ShapeDtypeStruct((m, n), dtype)
-        residual = jax.ShapeDtypeStruct((m,), dtype)
+        if isinstance(self.linear_solver, DampedSparse):
+            # Of what the pattern is, only the Jacobian itself can tell.
+            matrix, residual = eqx.filter_eval_shape(_sparse_problem, f_info_struct)
+        else:
+            matrix = jax.ShapeDtypeStruct((m, n), dtype)
+            residual = jax.ShapeDtypeStruct((m,), dtype)
         y_struct = jax.eval_shape(ravel, y)
         struct = eqx.filter_eval_shape(self._prepare, y_struct, matrix, residual, None)
         is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
@@ -157,7 +184,10 @@ class AbstractFactorisedDescent(
         rows = find_rows(
             getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
         )
-        matrix, residual = _linear_problem(f_info, rows)
+        if isinstance(self.linear_solver, DampedSparse):
+            matrix, residual = _sparse_problem(f_info)
+        else:
+            matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)
         finite = jnp.all(jnp.isfinite(residual))
         return _State(problem, finite, state.structure)
@@ -225,12 +255,11 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        operator = lx.MatrixLinearOperator(matrix)
-        return self.linear_solver.path(operator, residual)
+        return self.linear_solver.path(as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
-        dtype = jnp.finfo(jax.tree.leaves(problem)[0].dtype).dtype
-        return problem(_damping(step_size, dtype))
+        leaves = [x for x in jax.tree.leaves(problem) if eqx.is_inexact_array(x)]
+        return problem(_damping(step_size, jnp.finfo(leaves[0].dtype).dtype))
 
 
 #
@@ -238,7 +267,16 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
 #
 
 
-class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
+def spectrum_or_secular(
+    solver: AbstractDampedSolver, operator: lx.AbstractLinearOperator, vector: Array
+) -> Spectrum | Secular:
+    """What gives a step its length: by singular values, or else by factorisations."""
+    if isinstance(solver, DampedSparse):
+        return solver.secular(operator, vector)
+    return solver.spectrum(operator, vector)
+
+
+class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum | Secular]):
     """The damped Newton descent in a trust region, for least squares.
 
     With m residuals r, their Jacobian J in n parameters and the Newton step p₀, a step
@@ -278,10 +316,16 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        operator = lx.MatrixLinearOperator(matrix)
-        return self.linear_solver.spectrum(operator, residual)
+        return spectrum_or_secular(self.linear_solver, as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
+        if isinstance(problem, Secular):
+            newton, _ = problem.evaluate(0.0)
+            radius = newton * step_size.astype(newton.dtype)
+            damping = newton_secular(
+                problem.evaluate, problem.gradient(), radius, self.lambda_0
+            )
+            return problem.solution(jnp.where(step_size < 1, damping, 0))
         sigma, coefficients, _ = problem
         step_size = step_size.astype(sigma.dtype)
         newton = jnp.linalg.norm(problem.damped(0))

@@ -1,5 +1,7 @@
 """The damping that gives a step its length."""
 
+from collections.abc import Callable
+
 import jax.lax as lax
 import jax.numpy as jnp
 import optimistix as optx
@@ -48,10 +50,29 @@ def secular_damping(
             throw=False,
         ).value
 
+    gradient = jnp.sqrt(jnp.sum(jnp.where(positive, sigma**2 * squared, 0)))
+    return newton_secular(
+        evaluate, gradient, radius, initial, rtol=rtol, max_steps=max_steps
+    )
+
+
+def newton_secular(
+    evaluate: Callable[[Array], tuple[Array, Array]],
+    gradient: Float[Array, ""],
+    radius: Float[Array, ""],
+    initial: ScalarLike = 0.0,
+    *,
+    rtol: float = 1e-2,
+    max_steps: int = 32,
+) -> Float[Array, ""]:
+    """As `secular_damping`, for any `evaluate`: of λ, ‖p(λ)‖ and its derivative.
+
+    `gradient` is ‖Jᴴ r‖, from which comes a bound for λ.
+    """
+    dtype = radius.dtype
     norm, slope = evaluate(jnp.zeros((), dtype))
     needed = norm > (1 + rtol) * radius
     lower = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
-    gradient = jnp.sqrt(jnp.sum(jnp.where(positive, sigma**2 * squared, 0)))
     safe_radius = jnp.where(radius > 0, radius, jnp.finfo(dtype).tiny)
     upper = jnp.minimum(gradient / safe_radius, jnp.finfo(dtype).max)
 

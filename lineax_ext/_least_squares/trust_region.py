@@ -1,18 +1,20 @@
 """Moré's scaled trust region: a descent and a search that belong together."""
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar, ScalarLike
 
+from .._factor.sparse_normal import column_norms
+from .._operator.sparse import SparseMatrixLinearOperator
 from .._solver.damped import AbstractDampedSolver, Spectrum
 from .._solver.damped_qr import DampedQR
-from .descent import AbstractFactorisedDescent
-from .secular import secular_damping
+from .._solver.damped_sparse import Secular
+from .descent import AbstractFactorisedDescent, as_operator, spectrum_or_secular
+from .secular import newton_secular, secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -23,7 +25,9 @@ _Y = TypeVar("_Y")
 #
 
 
-def _column_norms(matrix: Inexact[Array, "m n"]) -> Float[Array, " n"]:
+def _column_norms(matrix: Any) -> Float[Array, " n"]:
+    if isinstance(matrix, SparseMatrixLinearOperator):
+        return column_norms(matrix.values, matrix.pattern)
     magnitude = jnp.abs(matrix)
     largest = jnp.max(magnitude, axis=0, initial=0)
     # Neither under- nor overflows, even if the squares do.
@@ -31,8 +35,17 @@ def _column_norms(matrix: Inexact[Array, "m n"]) -> Float[Array, " n"]:
     return largest * jnp.sqrt(jnp.sum(ratios**2, axis=0))
 
 
+def _divided(matrix: Any, scale: Float[Array, " n"]) -> Any:
+    """The matrix, its columns divided by `scale`."""
+    if isinstance(matrix, SparseMatrixLinearOperator):
+        pattern = matrix.pattern
+        by = scale.astype(matrix.values.dtype)[pattern.cols]
+        return SparseMatrixLinearOperator(matrix.values / by, pattern)
+    return matrix / scale.astype(matrix.dtype)[None, :]
+
+
 class _Problem(eqx.Module):
-    spectrum: Spectrum
+    spectrum: Spectrum | Secular
     scale: Float[Array, " n"]
     # The length that a step size of 1 stands for.
     unit: Float[Array, ""]
@@ -82,10 +95,12 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         scale = jnp.maximum(norms, last_scale)
         scale = jnp.where(scale == 0, 1, scale)
         # In z = D y, so that a step needs no D and a wide J no new factorisation.
-        matrix = matrix / scale.astype(matrix.dtype)[None, :]
-        operator = lx.MatrixLinearOperator(matrix)
-        spectrum = self.linear_solver.spectrum(operator, residual)
-        newton = _length(spectrum.damped(0))
+        operator = as_operator(_divided(matrix, scale))
+        spectrum = spectrum_or_secular(self.linear_solver, operator, residual)
+        if isinstance(spectrum, Secular):
+            newton = _length(spectrum.solution(0.0))
+        else:
+            newton = _length(spectrum.damped(0))
 
         last = _length((y - last_y), last_scale)
         first = _length(y, scale)
@@ -94,9 +109,12 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         return _Problem(spectrum, scale, unit, y, jnp.array(True))
 
     def _solve(self, step_size, problem):
-        sigma, coefficients, _ = problem.spectrum
-        radius = step_size.astype(sigma.dtype) * problem.unit
-        damping = secular_damping(sigma, coefficients, radius)
+        spectrum = problem.spectrum
+        radius = step_size.astype(problem.unit.dtype) * problem.unit
+        if isinstance(spectrum, Secular):
+            damping = newton_secular(spectrum.evaluate, spectrum.gradient(), radius)
+        else:
+            damping = secular_damping(spectrum.sigma, spectrum.coefficients, radius)
         z = problem.spectrum.solution(damping)
         return z / problem.scale.astype(z.dtype)
 

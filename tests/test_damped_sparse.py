@@ -1,0 +1,113 @@
+"""`DampedSparse`."""
+
+import functools as ft
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optimistix as optx
+import pytest
+import scipy.optimize
+import scipy.sparse as sp
+
+import lineax_ext as lxe
+
+
+def problem(seed=0):
+    rng = np.random.default_rng(seed)
+    matrix = sp.random_array((40, 15), density=0.15, rng=rng) + sp.eye_array(40, 15)
+    matrix = sp.csr_array(matrix)
+    matrix.sort_indices()
+    return matrix, rng.normal(size=40)
+
+
+@ft.partial(jax.jit, static_argnums=(1,))
+def solved(values, pattern, b, damping, scale):
+    operator = lxe.SparseMatrixLinearOperator(values, pattern)
+    solution = lxe.damped_solve(
+        operator, b, damping, lxe.DampedSparse(), scale=scale, throw=False
+    )
+    return solution.value, solution.result == lx.RESULTS.successful
+
+
+@pytest.mark.parametrize("damping", (0.0, 1e-8, 0.3, 1e6))
+def test_value(damping):
+    matrix, b = problem()
+    scale = np.geomspace(1e-3, 1e3, 15)
+    x, good = solved(matrix.data, lxe.Pattern.from_scipy(matrix), b, damping, scale)
+    stack = np.vstack([matrix.toarray(), np.sqrt(damping) * np.diag(scale)])
+    expected = np.linalg.lstsq(stack, np.append(b, np.zeros(15)), rcond=None)[0]
+    assert good
+    assert np.max(np.abs(x - expected)) <= 1e-10 * np.max(np.abs(expected))
+
+
+def test_fit():
+    n = 30
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(np.sin(np.linspace(0, 6, n)) + 0.05 * rng.normal(size=n))
+
+    def residuals(u, data):
+        return jnp.tanh(u) - data, 3 * jnp.diff(u, 2)
+
+    referee = scipy.optimize.least_squares(
+        lambda u: np.concatenate(residuals(u, data)),
+        np.zeros(n),
+        xtol=1e-15,
+        ftol=1e-15,
+        gtol=1e-15,
+    )
+    solver = lxe.LevenbergMarquardt(1e-9, 1e-9, linear_solver=lxe.DampedSparse())
+    solution = optx.least_squares(residuals, solver, jnp.zeros(n), data)
+    assert np.max(np.abs(solution.value - referee.x)) <= 1e-6
+
+
+def test_singular():
+    matrix, b = problem()
+    matrix = sp.csr_array(sp.hstack([matrix, sp.csr_array((40, 1))]))
+    pattern = lxe.Pattern.from_scipy(matrix)
+    operator = lxe.SparseMatrixLinearOperator(jnp.asarray(matrix.data), pattern)
+    with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
+        lxe.damped_solve(operator, jnp.asarray(b), 0.0, lxe.DampedSparse())
+
+
+@pytest.mark.parametrize("last", ("nothing", "sum", "difference"))
+def test_rank_deficient_without_damping(last):
+    # A chain of differences, whose null space is the constants; a dense row of ones
+    # makes it regular, and one that sums to zero does not.
+    n = 20
+    chain = np.eye(n - 1, n) - np.eye(n - 1, n, 1)
+    ends = np.where(np.arange(n) < n // 2, 1.0, -1.0)
+    rows = {"nothing": chain[:0], "sum": np.ones((1, n)), "difference": ends[None]}
+    matrix = np.concatenate([chain, rows[last]])
+    at, to = np.nonzero(matrix)
+    pattern = lxe.Pattern(at, to, matrix.shape)
+    values = jnp.asarray(matrix[pattern.rows, pattern.cols])
+    b = np.random.default_rng(0).normal(size=len(matrix))
+    solution = lxe.damped_solve(
+        lxe.SparseMatrixLinearOperator(values, pattern),
+        jnp.asarray(b),
+        0.0,
+        lxe.DampedSparse(),
+        throw=False,
+    )
+    regular = last == "sum"
+    assert bool(solution.result == lx.RESULTS.successful) == regular
+    if regular:
+        expected = np.linalg.lstsq(matrix, b, rcond=None)[0]
+        np.testing.assert_allclose(solution.value, expected, rtol=1e-11, atol=1e-12)
+
+
+def test_steps_of_the_dense_solver():
+    def residuals(y, _):
+        return jnp.concatenate([10 * (y[1:] - y[:-1] ** 2), 1 - y[:-1]])
+
+    def steps(linear_solver):
+        solver = lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=linear_solver)
+        y0 = jnp.full(8, -1.2)
+        fit = optx.least_squares(residuals, solver, y0, max_steps=5, throw=False)
+        return fit.value
+
+    sparse, dense = steps(lxe.DampedSparse()), steps(lxe.DampedQR())
+    np.testing.assert_allclose(sparse, dense, rtol=1e-12)
