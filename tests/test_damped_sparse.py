@@ -111,3 +111,14 @@ def test_steps_of_the_dense_solver():
 
     sparse, dense = steps(lxe.DampedSparse()), steps(lxe.DampedQR())
     np.testing.assert_allclose(sparse, dense, rtol=1e-12)
+
+
+def test_root_finder():
+    solver = lxe.IndirectLevenbergMarquardt(
+        1e-8,
+        1e-8,
+        linear_solver=lxe.DampedSparse(),
+        root_finder=optx.Newton(1e-2, 1e-2),
+    )
+    with pytest.raises(ValueError, match="singular values"):
+        optx.least_squares(lambda y, _: y**2 - 1, solver, jnp.ones(3))

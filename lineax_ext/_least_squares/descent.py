@@ -294,13 +294,15 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum | Secul
 
     - `lambda_0`: the λ to begin with. Not critical: the iteration is safeguarded.
     - `linear_solver`: [`lineax_ext.DampedSVD`][], or [`lineax_ext.DampedQR`][], whose R
-        is then decomposed.
+        is then decomposed, or [`lineax_ext.DampedSparse`][], where each λ costs a
+        factorisation.
     - `root_finder`: solves the secular equation instead of the iteration of Hebden and
         Moré, if given.
 
     **Raises:**
 
-    As [`lineax_ext.DampedNewtonDescent`][].
+    As [`lineax_ext.DampedNewtonDescent`][]; `ValueError` for a `root_finder` beside
+    `DampedSparse`, which has no singular values to give it.
 
     ??? cite "References"
 
@@ -316,6 +318,13 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum | Secul
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
+        if self.root_finder is not None and isinstance(
+            self.linear_solver, DampedSparse
+        ):
+            raise ValueError(
+                "`root_finder` needs the singular values, which `DampedSparse` does "
+                "not compute. Leave it out, or use `DampedSVD`."
+            )
         return spectrum_or_secular(self.linear_solver, as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
