@@ -106,7 +106,7 @@ def _eliminate(kind: Class, values, updates, least, symmetric: bool):
     full = p + u
     dtype = values.dtype
     row, column = (lax.broadcasted_iota(jnp.int32, (1, p, p), i) for i in (1, 2))
-    maps, bases = jnp.asarray(kind.maps), jnp.asarray(kind.bases)
+    maps = jnp.asarray(kind.maps)
 
     def step(updates, x):
         s, most, source, target, children, size = x
@@ -117,14 +117,12 @@ def _eliminate(kind: Class, values, updates, least, symmetric: bool):
         front = front.reshape(batch, full, full)
 
         def extend(r, front):
-            place = lax.dynamic_index_in_dim(maps, r, keepdims=False)
-            base = lax.dynamic_index_in_dim(bases, r, keepdims=False)
-            i, j = place[:, :, None], place[:, None, :]
-            there = (i >= 0) & (j >= 0)
-            at = base[:, 0, None, None] + i * base[:, 1, None, None] + j
-            at = jnp.where(there, at, 0)
-            update = updates.at[at].get(mode="promise_in_bounds")
-            return front + jnp.where(there, update, 0)
+            both = lax.dynamic_index_in_dim(maps, r, keepdims=False)
+            for rows, cols in both:
+                # Where there is nothing, it is negative; the first update is zero.
+                at = jnp.maximum(rows[:, :, None] + cols[:, None, :], 0)
+                front = front + updates.at[at].get(mode="promise_in_bounds")
+            return front
 
         if len(kind.maps) > 0:
             front = lax.fori_loop(children[0], children[1], extend, front)

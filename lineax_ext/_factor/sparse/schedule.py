@@ -20,10 +20,10 @@ class Class(NamedTuple):
     number of its pivots, and `pivots[s]` the largest of the step.
 
     `source`, `target`: entries of A and where they go in the step's fronts.
-    `children[s]`: first and last of the rows of `maps`, `bases` in which the children
-    of step s are. Place i of the front is `maps[r, b, i]` of the child, or -1 if it has
-    no such place; `bases[r, b]` is the child's place among all updates, and its number
-    of rows.
+    `children[s]`: first and last of the rows of `maps` in which the children of step s
+    are, two in a row. Entry i, j of the front gets that of the child's update at
+    `maps[r, k, 0, b, i] + maps[r, k, 1, b, j]` among all updates, or nothing where that
+    is negative.
     `rows`: the places of the boundary in the vector of unknowns.
     `update`, `slot`: where the updates and the unknowns of the first step are.
     """
@@ -39,7 +39,6 @@ class Class(NamedTuple):
     target: np.ndarray
     children: np.ndarray
     maps: np.ndarray
-    bases: np.ndarray
     rows: np.ndarray
     update: int
     slot: int
@@ -47,7 +46,8 @@ class Class(NamedTuple):
 
 class Schedule(NamedTuple):
     """`slots[i]`: the place of unknown i of the reordered matrix among the unknowns as
-    the classes hold them; there are `updates` and `unknowns` in all."""
+    the classes hold them; there are `updates` and `unknowns` in all. The first update
+    is that of no front, and zero."""
 
     classes: tuple[Class, ...]
     slots: np.ndarray
@@ -55,6 +55,8 @@ class Schedule(NamedTuple):
     unknowns: int
 
 
+_FIRST = 8  # place of an update; a cache line
+_NONE = -(2**30)  # the sum of two of them fits into 32 bits
 _STEP = 4e-5  # seconds for a step's overhead
 
 
@@ -147,7 +149,7 @@ def schedule(
     place = np.zeros((count, 2), np.int64)  # of updates, unknowns
     widths = np.zeros(count, np.int64)
     slots = np.zeros(n, np.int64)
-    ends = np.zeros(2, np.int64)
+    ends = np.array([_FIRST, 0])
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
@@ -173,19 +175,24 @@ def schedule(
             )
         classes.append((members, top_p, top_u, batch, len(steps), ends.copy()))
         ends = ends + flat.size * size
+    if ends[0] > -_NONE:
+        raise ValueError(
+            f"The fronts of {n} unknowns have {ends[0]} entries, which 32 bits cannot "
+            "number."
+        )
     unknowns = int(ends[1])
     built = []
     for members, top_p, top_u, batch, steps, start in classes:
         full = top_p + top_u
         boundary = np.full((steps, batch, top_u), unknowns, np.int32)
-        sources, targets, maps, bases = [], [], [], []
+        sources, targets, maps = [], [], []
         spans = np.zeros((steps, 2), np.int32)
         for s, step in enumerate(members):
             source, target = [], []
             most_children = max(len(children[f]) for f in step if f >= 0)
-            spans[s] = len(maps), len(maps) + most_children
-            maps += [np.full((batch, full), -1) for _ in range(most_children)]
-            bases += [np.zeros((batch, 2), np.int64) for _ in range(most_children)]
+            pairs = -(-most_children // 2)
+            spans[s] = len(maps), len(maps) + pairs
+            maps += [np.full((2, 2, batch, full), _NONE) for _ in range(pairs)]
             for b, f in enumerate(step):
                 if f < 0:
                     continue
@@ -196,8 +203,9 @@ def schedule(
                 target.append((b * full + i) * full + j)
                 for r, c in enumerate(children[f]):
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    maps[spans[s, 0] + r][b, at] = np.arange(int(u[c]))
-                    bases[spans[s, 0] + r][b] = place[c, 0], widths[c]
+                    row, col = maps[spans[s, 0] + r // 2][r % 2, :, b]
+                    col[at] = np.arange(int(u[c]))
+                    row[at] = place[c, 0] + widths[c] * col[at]
             sources.append(np.concatenate(source))
             targets.append(np.concatenate(target))
         width = max(len(x) for x in sources)
@@ -221,8 +229,7 @@ def schedule(
                 source,
                 target,
                 spans,
-                np.array(maps, np.int32).reshape(-1, batch, full),
-                np.array(bases, np.int32).reshape(-1, batch, 2),
+                np.array(maps, np.int32).reshape(-1, 2, 2, batch, full),
                 boundary,
                 *(int(x) for x in start),
             )
