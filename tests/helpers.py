@@ -1,5 +1,7 @@
 """The solver table, matrices, operators and NumPy referees that the tests share."""
 
+import itertools
+
 import jax
 import jax.extend.core
 import jax.numpy as jnp
@@ -67,20 +69,30 @@ over_shapes = pytest.mark.parametrize(
 over_oblong_shapes = pytest.mark.parametrize("shape", SHAPES[::2], ids=SHAPE_IDS[::2])
 
 
+def in_turn(names, *sweeps, first=0):
+    """The product of some sweeps, of which most is left out without `--slow`.
+
+    Each value of a sweep is still met by one of every other sweep, and, of three sweeps
+    with two values, each pair is met.
+    """
+    least = min(map(len, sweeps))
+    rows = []
+    for chosen in itertools.product(*map(enumerate, sweeps)):
+        values = [x if isinstance(x, tuple) else (x,) for _, x in chosen]
+        kept = (sum(i for i, _ in chosen) + first) % least == 0
+        rows.append((pytest.param if kept else slow)(*sum(values, ())))
+    # A solver by its class; `None` leaves it to pytest.
+    name = lambda x: (
+        type(x).__name__ if isinstance(x, lx.AbstractLinearSolver) else None
+    )
+    return pytest.mark.parametrize(names, rows, ids=name)
+
+
 def over_solvers_in_turn(first):
     """Of the oblong shapes, one without `--slow`: the next solver has the other."""
-    rows = [
-        pytest.param(
-            solver,
-            tags,
-            shape,
-            id=f"{name}-{shape_id}",
-            marks=pytest.mark.slow if (i + j + first) % 2 else (),
-        )
-        for i, (name, solver, tags, _) in enumerate(SOLVERS)
-        for j, (shape, shape_id) in enumerate(zip(SHAPES[::2], SHAPE_IDS[::2]))
-    ]
-    return pytest.mark.parametrize("solver, tags, shape", rows)
+    solvers = [(solver, tags) for _, solver, tags, _ in SOLVERS]
+    shapes = [(shape,) for shape in SHAPES[::2]]
+    return in_turn("solver, tags, shape", solvers, shapes, first=first)
 
 
 # What is said without a dtype is tested in float64.

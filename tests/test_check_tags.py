@@ -13,6 +13,7 @@ from helpers import (
     bwd_jacobian_operator,
     flatten,
     function_operator,
+    in_turn,
     jacobian_operator,
     matrix_operator,
     normal,
@@ -311,9 +312,10 @@ def _from_real(matrix, tags, kind):
     return lx.JacobianLinearOperator(fn, jnp.ones(N), None, tags, jac=kind)
 
 
-@pytest.mark.parametrize("kind", ("function", "fwd", "bwd"))
-@pytest.mark.parametrize(
-    "tags, width", (((LOWER, UPPER), 0), ((TRIDIAGONAL,), 1), ((LOWER,), None))
+@in_turn(
+    "kind, tags, width",
+    ("function", "fwd", "bwd"),
+    (((LOWER, UPPER), 0), ((TRIDIAGONAL,), 1), ((LOWER,), None)),
 )
 def test_real_to_complex(tags, width, kind):
     lower, upper = (N, 0) if width is None else (width, width)

@@ -18,6 +18,7 @@ from helpers import (
     equations,
     flatten,
     gradient,
+    in_turn,
     matrix_operator,
     normal,
     over_double_dtypes,
@@ -173,10 +174,10 @@ def test_sizes_0_and_1(solver, shape):
     assert_close(out, lstsq(matrix, b, damping, scale), 1e-14)
 
 
-@over_solvers
-@over_oblong_shapes
-@pytest.mark.parametrize(
-    "make_operator",
+@in_turn(
+    "solver, shape, make_operator",
+    (lxe.DampedQR(), lxe.DampedSVD()),
+    (((5, 3),), ((3, 5),)),
     (pytree_operator, pytree_function_operator, pytree_jacobian_operator),
 )
 def test_pytrees(solver, shape, make_operator):
@@ -566,9 +567,12 @@ def least_squares_derivatives(shape, transform):
     return jax.jit(transform(fn, (0, 1)))(*args)
 
 
-@over_solvers
-@over_shapes
-@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
+@in_turn(
+    "solver, shape, transform",
+    (lxe.DampedQR(), lxe.DampedSVD()),
+    (((5, 3),), ((3, 5),)),
+    (jax.jacfwd, jax.jacrev),
+)
 def test_derivative_at_zero_damping(solver, shape, transform):
     """In λ it is an error; in the rest it is that of least squares."""
     args = well_conditioned(shape), normal(shape[:1]), jnp.array(0.0)

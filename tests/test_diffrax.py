@@ -9,7 +9,13 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.integrate
-from helpers import assert_close, directional, flatten, slow
+from helpers import (
+    assert_close,
+    directional,
+    flatten,
+    in_turn,
+    slow,
+)
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -85,8 +91,7 @@ def test_dense(method):
         assert_close(values, expected, 1e-11)
 
 
-@pytest.mark.parametrize("linear_solver", SOLVERS.values(), ids=SOLVERS.keys())
-@pytest.mark.parametrize("mode", ("forward", "reverse"))
+@in_turn("linear_solver, mode", tuple(SOLVERS.values()), ("forward", "reverse"))
 def test_dense_gradient(mode, linear_solver):
     forward = mode == "forward"
     adjoint = dfx.ForwardMode() if forward else dfx.RecursiveCheckpointAdjoint()
@@ -149,17 +154,13 @@ def _scipy_diffuse(diffusion):
     ).y[:, -1]
 
 
-@pytest.mark.parametrize(
-    "term, y0",
+@in_turn(
+    "term, y0, linear_solver",
     (
         (_diffuse, START),
         (_tree_diffuse, {"a": START[:10].reshape(2, 5), "b": START[10:]}),
     ),
-)
-@pytest.mark.parametrize(
-    "linear_solver",
     (TAGGED, AUTO),
-    ids=("tagged", "auto"),
 )
 def test_tridiagonal(linear_solver, term, y0):
     with dense_path_fails():

@@ -397,7 +397,11 @@ def loss(x):
 
 @pytest.mark.parametrize(
     "make, params, outputs",
-    ((of_operator, *FIELDS[0]), (of_chunks, *FIELDS[1]), (of_chunks, *FIELDS[2])),
+    (
+        (of_operator, *FIELDS[0]),
+        slow(of_chunks, *FIELDS[1]),
+        (of_chunks, *FIELDS[2]),
+    ),
     ids=("real", "complex, in chunks", "real to complex, in chunks"),
 )
 def test_derivatives(make, params, outputs):

@@ -10,7 +10,14 @@ import optimistix as optx
 import pytest
 import scipy.linalg
 import scipy.optimize
-from helpers import assert_close, directional, flatten, normal, slow
+from helpers import (
+    assert_close,
+    directional,
+    flatten,
+    in_turn,
+    normal,
+    slow,
+)
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -156,9 +163,10 @@ def test_callers(reference, caller, method, referee, linear_solver):
     assert_close(jacobians, np.stack([gradient(theta) for theta in THETAS]), 1e-6)
 
 
-@over_solvers
-@pytest.mark.parametrize(
-    "method", (optx.GaussNewton, optx.LevenbergMarquardt, optx.Dogleg)
+@in_turn(
+    "method, linear_solver",
+    (optx.GaussNewton, optx.LevenbergMarquardt, optx.Dogleg),
+    tuple(SOLVERS.values()),
 )
 def test_reverse_only(method, linear_solver):
     theta = THETAS[0]

@@ -10,11 +10,11 @@ from helpers import (
     normal,
     over_all_shapes,
     over_dtypes,
-    over_oblong_shapes,
     over_operators,
     over_regular_solvers,
     over_shapes,
     over_solvers,
+    over_solvers_in_turn,
     over_square_solvers,
     pinv,
     pytree_jacobian_operator,
@@ -46,8 +46,7 @@ def test_matrix(solver, tags, shape, dtype, mode):
     assert_close(out, pinv(matrix) @ vector, tolerance(dtype))
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(1)
 @over_operators
 def test_operators(solver, tags, shape, make_operator):
     matrix = well_conditioned(shape, np.complex128)

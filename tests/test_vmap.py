@@ -15,6 +15,7 @@ from helpers import (
     normal,
     over_oblong_shapes,
     over_solvers,
+    over_solvers_in_turn,
     over_square_solvers,
     pinv,
     pytree_jacobian_operator,
@@ -75,8 +76,7 @@ over_nestings = pytest.mark.parametrize(
 )
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(0)
 @over_nestings
 def test_vmap(solver, tags, shape, nesting):
     a, b = stacks(shape, np.complex128)
@@ -102,8 +102,7 @@ def tangents(shape):
     return normal(shape, seed=1), normal((VECS, shape[0]), seed=1)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(1)
 @pytest.mark.parametrize("order", ("vmap of jvp", slow("jvp of vmap")))
 def test_jvp(solver, tags, shape, order):
     (a, *_), (b, *_) = stacks(shape, np.float64)
@@ -118,8 +117,7 @@ def test_jvp(solver, tags, shape, order):
     assert_close(jax.jit(jvp)(b, t_b), expected, 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(0)
 @pytest.mark.parametrize("order", ("vmap of vjp", slow("vjp of vmap")))
 def test_vjp(solver, tags, shape, order):
     (a, *_), (b, *_) = stacks(shape, np.float64)
