@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import platform
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
@@ -174,5 +175,6 @@ def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
         axis.bar_label(bars, labels, padding=3, fontsize=8)
     axis.margins(x=0.2)
     axis.set(xlabel=f"times as fast as {first}")
-    axis.set_yticks(range(len(records)), [r["label"] for r in records], fontsize=8)
+    names = [textwrap.fill(r["label"], 38) for r in records]
+    axis.set_yticks(range(len(records)), names, fontsize=8)
     axis.invert_yaxis()
