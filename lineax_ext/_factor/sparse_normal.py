@@ -182,16 +182,15 @@ def factorise(
     gram = gram.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
     factors = sparse.factor(symbolic, gram)
-    out = Factorised(
+    return Factorised(
         values,
-        lower.astype(weight.dtype),
+        lower,
         lengths,
         factors,
         jnp.any((weight == 0) & (lower == 0)),
         root > 0,
         pattern,
     )
-    return out
 
 
 def is_singular(factorised: Factorised) -> Bool[Array, ""]:
@@ -201,7 +200,7 @@ def is_singular(factorised: Factorised) -> Bool[Array, ""]:
     factors are those of a regular matrix; so the other is what is left of a vector u
     without the solution of B z = B u, which lies in the null space.
 
-    Cost: three substitutions, and a solve where a pivot was raised.
+    Cost: nothing, unless a pivot was raised: three substitutions and a solve.
     """
     m, n = factorised.pattern.shape
     if n == 0:
@@ -210,18 +209,19 @@ def is_singular(factorised: Factorised) -> Bool[Array, ""]:
     eps = jnp.finfo(dtype).eps
     start = jnp.asarray(np.random.default_rng(0).normal(size=n), dtype)
     unit = lambda u: u / jnp.linalg.norm(u).astype(dtype)
-    iterated = lax.fori_loop(0, 3, lambda _, u: unit(factorised.precondition(u)), start)
     suspect = factorised.factors.raised | factorised.factors.failed
 
-    def left():
-        u = unit(start) - solve(factorised, factorised.multiply(unit(start)))[0]
+    def null_space():
+        u = lax.fori_loop(0, 3, lambda _, u: unit(factorised.precondition(u)), start)
+        v = unit(start) - solve(factorised, factorised.multiply(unit(start)))[0]
         # Nothing at all is left of the best: then `start` says that B is regular.
-        return jnp.where(jnp.linalg.norm(u) > 0, unit(u), unit(start))
+        v = jnp.where(jnp.linalg.norm(v) > 0, unit(v), unit(start))
+        least = jnp.minimum(*(_norm(factorised.multiply(x)) for x in (u, v)))
+        threshold = jnp.where(factorised.damped, 4, 4 * max(m, n)) * eps
+        return ~(least > threshold)
 
-    remaining = lax.cond(suspect, left, lambda: iterated)
-    least = jnp.minimum(*(_norm(factorised.multiply(u)) for u in (iterated, remaining)))
-    threshold = jnp.where(factorised.damped, 4, 4 * max(m, n)) * eps
-    return factorised.singular | (suspect & ~(least > threshold))
+    found = lax.cond(suspect, null_space, lambda: jnp.array(False))
+    return factorised.singular | found
 
 
 def _norm(pair: tuple[Array, Array]) -> Array:

@@ -22,12 +22,12 @@ from .._flat import (
 )
 from .._materialise import as_matrix, sharded_columns
 from .._rows import Rows
-from .._solver.damped import AbstractDampedSolver, Spectrum
+from .._solver.damped import AbstractDampedSolver, Secular
 from .._solver.damped_qr import DampedQR
-from .._solver.damped_sparse import as_sparse, DampedSparse, Secular
+from .._solver.damped_sparse import as_sparse, DampedSparse
 from .._solver.damped_svd import DampedSVD
 from .._solver.sharding import find_rows
-from .secular import newton_secular, secular_damping
+from .secular import secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -267,16 +267,7 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
 #
 
 
-def spectrum_or_secular(
-    solver: AbstractDampedSolver, operator: lx.AbstractLinearOperator, vector: Array
-) -> Spectrum | Secular:
-    """What gives a step its length: by singular values, or else by factorisations."""
-    if isinstance(solver, DampedSparse):
-        return solver.secular(operator, vector)
-    return solver.spectrum(operator, vector)
-
-
-class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum | Secular]):
+class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
     """The damped Newton descent in a trust region, for least squares.
 
     With m residuals r, their Jacobian J in n parameters and the Newton step p₀, a step
@@ -325,20 +316,12 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Spectrum | Secul
                 "`root_finder` needs the singular values, which `DampedSparse` does "
                 "not compute. Leave it out, or use `DampedSVD`."
             )
-        return spectrum_or_secular(self.linear_solver, as_operator(matrix), residual)
+        return self.linear_solver.spectrum(as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
-        if isinstance(problem, Secular):
-            newton, _ = problem.evaluate(0.0)
-            radius = newton * step_size.astype(newton.dtype)
-            damping = newton_secular(
-                problem.evaluate, problem.gradient(), radius, self.lambda_0
-            )
-            return problem.solution(jnp.where(step_size < 1, damping, 0))
-        sigma, coefficients, _ = problem
-        step_size = step_size.astype(sigma.dtype)
         newton = jnp.linalg.norm(problem.damped(0))
+        step_size = step_size.astype(newton.dtype)
         damping = secular_damping(
-            sigma, coefficients, newton * step_size, self.lambda_0, self.root_finder
+            problem, newton * step_size, self.lambda_0, self.root_finder
         )
         return problem.solution(jnp.where(step_size < 1, damping, 0))

@@ -1,16 +1,15 @@
 """The damping that gives a step its length."""
 
-from collections.abc import Callable
-
 import jax.lax as lax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Float, Inexact, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
+
+from .._solver.damped import Secular
 
 
 def secular_damping(
-    sigma: Float[Array, " k"],
-    coefficients: Inexact[Array, " k"],
+    problem: Secular,
     radius: Float[Array, ""],
     initial: ScalarLike = 0.0,
     root_finder: optx.AbstractRootFinder | None = None,
@@ -18,7 +17,7 @@ def secular_damping(
     rtol: float = 1e-2,
     max_steps: int = 32,
 ) -> Float[Array, ""]:
-    """The λ ≥ 0 for which ‖p(λ)‖ = Δ, to `rtol`, with p(λ) = (Σ² + λ)⁻¹ Σ c.
+    """The λ ≥ 0 for which ‖p(λ)‖ = Δ, to `rtol`, with p(λ) the solution of `problem`.
 
     Newton's method for 1/Δ − 1/‖p(λ)‖, nearly linear in λ, within bounds that close in
     on λ. It converges from any start, in two or three steps as a rule. Zero if p(0) is
@@ -27,19 +26,7 @@ def secular_damping(
     Source: Hebden, *An algorithm for minimization using exact second derivatives*,
     Harwell report TP 515 (1973); with the bounds of Moré (1978), algorithm 5.5.
     """
-    dtype = sigma.dtype
-    squared = jnp.abs(coefficients) ** 2
-    positive = sigma > 0
-    safe = jnp.where(positive, sigma, 1)
-
-    def evaluate(damping):
-        """‖p‖ and its derivative."""
-        h = safe + damping / safe
-        terms = jnp.where(positive, squared / h**2, 0)
-        norm = jnp.sqrt(jnp.sum(terms))
-        slope = -jnp.sum(terms / (safe * h))
-        return norm, slope / jnp.where(norm > 0, norm, 1)
-
+    dtype, evaluate = radius.dtype, problem.evaluate
     if root_finder is not None:
         return optx.root_find(
             lambda damping, _: evaluate(damping)[0] - radius,
@@ -50,26 +37,7 @@ def secular_damping(
             throw=False,
         ).value
 
-    gradient = jnp.sqrt(jnp.sum(jnp.where(positive, sigma**2 * squared, 0)))
-    return newton_secular(
-        evaluate, gradient, radius, initial, rtol=rtol, max_steps=max_steps
-    )
-
-
-def newton_secular(
-    evaluate: Callable[[Array], tuple[Array, Array]],
-    gradient: Float[Array, ""],
-    radius: Float[Array, ""],
-    initial: ScalarLike = 0.0,
-    *,
-    rtol: float = 1e-2,
-    max_steps: int = 32,
-) -> Float[Array, ""]:
-    """As `secular_damping`, for any `evaluate`: of λ, ‖p(λ)‖ and its derivative.
-
-    `gradient` is ‖Jᴴ r‖, from which comes a bound for λ.
-    """
-    dtype = radius.dtype
+    gradient = problem.gradient()
     norm, slope = evaluate(jnp.zeros((), dtype))
     needed = norm > (1 + rtol) * radius
     lower = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)

@@ -10,11 +10,10 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree, Scalar, ScalarLike
 
 from .._factor.sparse_normal import column_norms
 from .._operator.sparse import SparseMatrixLinearOperator
-from .._solver.damped import AbstractDampedSolver, Spectrum
+from .._solver.damped import AbstractDampedSolver, Secular
 from .._solver.damped_qr import DampedQR
-from .._solver.damped_sparse import Secular
-from .descent import AbstractFactorisedDescent, as_operator, spectrum_or_secular
-from .secular import newton_secular, secular_damping
+from .descent import AbstractFactorisedDescent, as_operator
+from .secular import secular_damping
 
 
 _Y = TypeVar("_Y")
@@ -45,7 +44,7 @@ def _divided(matrix: Any, scale: Float[Array, " n"]) -> Any:
 
 
 class _Problem(eqx.Module):
-    spectrum: Spectrum | Secular
+    spectrum: Secular
     scale: Float[Array, " n"]
     # The length that a step size of 1 stands for.
     unit: Float[Array, ""]
@@ -96,11 +95,8 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         scale = jnp.where(scale == 0, 1, scale)
         # In z = D y, so that a step needs no D and a wide J no new factorisation.
         operator = as_operator(_divided(matrix, scale))
-        spectrum = spectrum_or_secular(self.linear_solver, operator, residual)
-        if isinstance(spectrum, Secular):
-            newton = _length(spectrum.solution(0.0))
-        else:
-            newton = _length(spectrum.damped(0))
+        spectrum = self.linear_solver.spectrum(operator, residual)
+        newton = _length(spectrum.damped(0))
 
         last = _length((y - last_y), last_scale)
         first = _length(y, scale)
@@ -109,13 +105,8 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         return _Problem(spectrum, scale, unit, y, jnp.array(True))
 
     def _solve(self, step_size, problem):
-        spectrum = problem.spectrum
         radius = step_size.astype(problem.unit.dtype) * problem.unit
-        if isinstance(spectrum, Secular):
-            damping = newton_secular(spectrum.evaluate, spectrum.gradient(), radius)
-        else:
-            damping = secular_damping(spectrum.sigma, spectrum.coefficients, radius)
-        z = problem.spectrum.solution(damping)
+        z = problem.spectrum.solution(secular_damping(problem.spectrum, radius))
         return z / problem.scale.astype(z.dtype)
 
 

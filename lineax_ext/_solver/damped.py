@@ -1,8 +1,9 @@
 """What every solver of damped least-squares problems offers."""
 
 import abc
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import equinox as eqx
 import jax
@@ -77,7 +78,7 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
 
     def spectrum(
         self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]
-    ) -> "Spectrum":
+    ) -> "Secular":
         """The problem in the basis of the singular vectors of A.
 
         **Arguments:**
@@ -90,11 +91,26 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         A tuple `(sigma, coefficients, basis)`, of shapes (k,), (k,) and (n, k), k =
         min(m, n): the singular values of A, those too small to count set to zero; Uᴴ b;
         and V. The solution of min ‖A x − b‖² + λ ‖x‖² is V (Σ² + λ)⁻¹ Σ Uᴴ b.
+        `DampedSparse` has no such vectors, and returns what gives solutions and their
+        lengths for one λ after the other.
         """
         raise NotImplementedError(
             f"`{type(self).__name__}` has no `spectrum`, which is needed here. Use "
             "`lineax_ext.DampedSVD()` or `lineax_ext.DampedQR()`."
         )
+
+    def transpose(self, state: _State, options: dict[str, Any]):
+        del options
+        # Of all states here, what turns is the orientation.
+        turned: Any = state
+        orientation = turned.orientation.transpose()
+        return dataclasses.replace(turned, orientation=orientation), {}
+
+    def conj(self, state: _State, options: dict[str, Any]):
+        del options
+        turned: Any = state
+        orientation = turned.orientation.conj()
+        return dataclasses.replace(turned, orientation=orientation), {}
 
 
 class _Path(eqx.Module):
@@ -105,6 +121,26 @@ class _Path(eqx.Module):
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
         state = self.solver.damp(self.state, damping)
         return self.solver.compute(state, self.vector, {})[0]
+
+
+class Secular(Protocol):
+    """x(λ) = argmin ‖A x − b‖² + λ ‖x‖², for the λ that gives it a length."""
+
+    def damped(self, damping: ScalarLike) -> Inexact[Array, " k"]:
+        """x(λ), in any orthonormal basis."""
+        ...
+
+    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]: ...
+
+    def evaluate(
+        self, damping: ScalarLike
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """‖x(λ)‖ and its derivative."""
+        ...
+
+    def gradient(self) -> Float[Array, ""]:
+        """‖Aᴴ b‖"""
+        ...
 
 
 class Spectrum(NamedTuple):
@@ -125,6 +161,21 @@ class Spectrum(NamedTuple):
 
     def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
         return matmul(self.basis, self.damped(damping))
+
+    def evaluate(
+        self, damping: ScalarLike
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        positive = self.sigma > 0
+        safe = jnp.where(positive, self.sigma, 1)
+        h = safe + damping / safe
+        terms = jnp.where(positive, jnp.abs(self.coefficients) ** 2 / h**2, 0)
+        norm = jnp.sqrt(jnp.sum(terms))
+        slope = -jnp.sum(terms / (safe * h))
+        return norm, slope / jnp.where(norm > 0, norm, 1)
+
+    def gradient(self) -> Float[Array, ""]:
+        squared = jnp.abs(self.coefficients) ** 2
+        return jnp.sqrt(jnp.sum(jnp.where(self.sigma > 0, self.sigma**2 * squared, 0)))
 
 
 def unwrap(

@@ -208,16 +208,6 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         )
         return solution, result_of(state.singular), {}
 
-    def transpose(self, state: _DampedQRState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.transpose()
-        return dataclasses.replace(state, orientation=orientation), {}
-
-    def conj(self, state: _DampedQRState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.conj()
-        return dataclasses.replace(state, orientation=orientation), {}
-
     def assume_full_rank(self) -> bool:
         # lineax asks this for one reason alone: to differentiate in the operator.
         if self.damping is not None:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
-from .._arrangement import Entries
 from .._factor.sparse_normal import (
     factorise,
     Factorised,
@@ -22,8 +21,6 @@ from .._factor.sparse_product import sparse_product
 from .._flat import ravel, result_dtype
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
-from .._structure.detect import detect
-from .._structure.pattern import full
 from .damped import (
     AbstractDampedSolver,
     check_state,
@@ -32,7 +29,8 @@ from .damped import (
     solve_stacked,
     unwrap,
 )
-from .orientation import frozen, orient, Orientation
+from .orientation import orient, Orientation
+from .sparse import entries_of
 
 
 class _DampedSparseState(eqx.Module):
@@ -47,15 +45,11 @@ def as_sparse(
     operator: lx.AbstractLinearOperator, solver: str
 ) -> SparseMatrixLinearOperator:
     """The entries of an operator where its pattern has them, without tangents."""
-    operator = frozen(operator, solver)
-    pattern = detect(operator)
-    if pattern is None:
-        pattern = full(operator.out_size(), operator.in_size())
+    entries, pattern = entries_of(operator, solver)
     if len(pattern) == 0:
         dtype = result_dtype(operator.out_structure())
         return SparseMatrixLinearOperator(jnp.zeros((0,), dtype), pattern)
-    values = lax.stop_gradient(Entries(operator, pattern).values())
-    return SparseMatrixLinearOperator(values, pattern)
+    return SparseMatrixLinearOperator(lax.stop_gradient(entries.values()), pattern)
 
 
 class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
@@ -74,7 +68,7 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
     any A, and is the choice for ill-conditioned dense ones.
 
     A few rows that are far longer than all others stay out of the fronts: each costs
-    one more correction.
+    one more correction. Read by columns they still need a colour for each entry.
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
@@ -161,34 +155,17 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         (converged,) = good
         return x, result_of(is_singular(made) | ~converged), {}
 
-    def transpose(self, state: _DampedSparseState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.transpose()
-        return dataclasses.replace(state, orientation=orientation), {}
-
-    def conj(self, state: _DampedSparseState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.conj()
-        return dataclasses.replace(state, orientation=orientation), {}
-
     def assume_full_rank(self) -> bool:
         return False
 
-    def secular(
-        self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]
-    ) -> "Secular":
-        """The length of the solution as a function of λ, where there is no spectrum."""
-        made = normal(*_sparse(operator))
-        return Secular(made, ravel(vector).astype(made.values.dtype))
+    def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        matrix = as_sparse(operator, "DampedSparse")
+        made = normal(matrix.values, matrix.pattern)
+        return _Secular(made, ravel(vector).astype(made.values.dtype))
 
 
-def _sparse(operator):
-    matrix = as_sparse(operator, "DampedSparse")
-    return matrix.values, matrix.pattern
-
-
-class Secular(eqx.Module):
-    """x(λ) = argmin ‖A x − b‖² + λ ‖x‖² and its length."""
+class _Secular(eqx.Module):
+    """As `Spectrum`, but each λ costs a factorisation."""
 
     normal: Normal
     vector: Inexact[Array, " m"]
@@ -201,13 +178,16 @@ class Secular(eqx.Module):
         z, _, _ = solve(made, (self.vector, none))
         return made, z / made.lengths.astype(z.dtype)
 
-    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
+    def damped(self, damping: ScalarLike) -> Inexact[Array, " n"]:
         return self._solve(damping)[1]
+
+    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
+        return self.damped(damping)
 
     def evaluate(
         self, damping: ScalarLike
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """‖x‖ and its derivative, −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖."""
+        # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
         made, x = self._solve(damping)
         norm = jnp.linalg.norm(x)
         none = jnp.zeros_like(self.vector), jnp.zeros_like(x)
@@ -216,7 +196,6 @@ class Secular(eqx.Module):
         return norm, slope / jnp.where(norm > 0, norm, 1)
 
     def gradient(self) -> Float[Array, ""]:
-        """‖Aᴴ b‖"""
         pattern, values = self.normal.pattern, jnp.conj(self.normal.values)
         g = sparse_product(values, pattern, self.vector, transposed=True)
         return jnp.linalg.norm(g * self.normal.norms.astype(g.dtype))

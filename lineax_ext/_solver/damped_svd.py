@@ -247,15 +247,5 @@ class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
         valid = jnp.all(jnp.isfinite(hypotenuse) & jnp.isfinite(state.sigma))
         return solution, result_of(~valid), {"rank": jnp.sum(kept)}
 
-    def transpose(self, state: _DampedSVDState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.transpose()
-        return dataclasses.replace(state, orientation=orientation), {}
-
-    def conj(self, state: _DampedSVDState, options: dict[str, Any]):
-        del options
-        orientation = state.orientation.conj()
-        return dataclasses.replace(state, orientation=orientation), {}
-
     def assume_full_rank(self) -> bool:
         return False

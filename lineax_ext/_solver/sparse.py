@@ -7,10 +7,21 @@ from jaxtyping import Array, PyTree
 
 from .._arrangement import Entries, Sparse
 from .._structure.detect import detect
-from .._structure.pattern import full
+from .._structure.pattern import full, Pattern
 from .._tags import definiteness
 from .arranged import Arranged
 from .orientation import frozen
+
+
+def entries_of(
+    operator: lx.AbstractLinearOperator, solver: str
+) -> tuple[Entries, Pattern]:
+    """The entries of an operator in the places of its pattern, without tangents."""
+    operator = frozen(operator, solver)
+    pattern = detect(operator)
+    if pattern is None:
+        pattern = full(operator.out_size(), operator.in_size())
+    return Entries(operator, pattern), pattern
 
 
 def _init(operator: lx.AbstractLinearOperator, solver: str, definite: int) -> Arranged:
@@ -19,10 +30,8 @@ def _init(operator: lx.AbstractLinearOperator, solver: str, definite: int) -> Ar
         raise ValueError(
             f"`{solver}` was given an operator of shape {(m, n)}, which is not square."
         )
-    operator = frozen(operator, solver)
-    pattern = detect(operator)
-    pattern = full(m, n) if pattern is None else pattern
-    return Arranged.of(operator, Sparse(pattern, definite), Entries(operator, pattern))
+    entries, pattern = entries_of(operator, solver)
+    return Arranged.of(entries.operator, Sparse(pattern, definite), entries)
 
 
 class _AbstractSparse(lx.AbstractLinearSolver[Arranged]):
