@@ -10,6 +10,8 @@ _flags = (
     "--xla_cpu_multi_thread_eigen=false",
     "--xla_backend_optimization_level=0",
     "--xla_cpu_parallel_codegen_split_count=1",
+    # jaxlib 0.10 races with itself in loops: one compiled program, several results.
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
 )
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _flags += ("--xla_cpu_use_fusion_emitters=false",)
