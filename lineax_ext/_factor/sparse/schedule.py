@@ -19,11 +19,9 @@ class Class(NamedTuple):
     `members[s, b]` is the front in place b of step s, or -1; `sizes[s, b]` is the
     number of its pivots, and `pivots[s]` the largest of the step.
 
-    `source`, `target`: entries of A and where they go in the step's fronts.
-    `children[s]`: first and last of the rows of `maps` in which the children of step s
-    are, two in a row. Entry i, j of the front gets that of the child's update at
-    `maps[r, k, 0, b, i] + maps[r, k, 1, b, j]` among all updates, or nothing where that
-    is negative.
+    `source[r]`, `target[r]`: numbers that are added to a step's fronts, entries of A and
+    of the updates of children, and where; of step s for r from `chunks[s]` to
+    `chunks[s + 1]`.
     `rows`: the places of the boundary in the vector of unknowns.
     `update`, `slot`: where the updates and the unknowns of the first step are.
     """
@@ -37,8 +35,7 @@ class Class(NamedTuple):
     sizes: np.ndarray
     source: np.ndarray
     target: np.ndarray
-    children: np.ndarray
-    maps: np.ndarray
+    chunks: np.ndarray
     rows: np.ndarray
     update: int
     slot: int
@@ -46,17 +43,16 @@ class Class(NamedTuple):
 
 class Schedule(NamedTuple):
     """`slots[i]`: the place of unknown i of the reordered matrix among the unknowns as
-    the classes hold them; there are `updates` and `unknowns` in all. The first update
-    is that of no front, and zero."""
+    the classes hold them, of which there are `unknowns`. The entries of A, a zero and
+    all updates are in one array of the length `store`."""
 
     classes: tuple[Class, ...]
     slots: np.ndarray
-    updates: int
+    store: int
     unknowns: int
 
 
-_FIRST = 8  # place of an update; a cache line
-_NONE = -(2**30)  # the sum of two of them fits into 32 bits
+_CHUNK = 4096  # numbers that are added at once
 _STEP = 4e-5  # seconds for a step's overhead
 
 
@@ -131,7 +127,7 @@ def schedule(
     """
     count, n = len(fronts.parents), len(fronts.order)
     if count == 0:
-        return Schedule((), np.zeros(0, np.int32), 0, 0)
+        return Schedule((), np.zeros(0, np.int32), 1, 0)
     p, u = fronts.pivots, fronts.boundaries
     front_of = np.repeat(np.arange(count), p)  # of a pivot
     owner = front_of[np.minimum(rows, cols)]
@@ -145,11 +141,14 @@ def schedule(
             children[parent].append(f)
             if kind[f] == kind[parent]:
                 level[parent] = max(level[parent], level[f] + 1)
-    number = np.array([len(c) for c in children])
+    incoming = np.diff(first_entry)
+    for f, parent in enumerate(fronts.parents):
+        if parent >= 0:
+            incoming[parent] += u[f] ** 2
     place = np.zeros((count, 2), np.int64)  # of updates, unknowns
     widths = np.zeros(count, np.int64)
     slots = np.zeros(n, np.int64)
-    ends = np.array([_FIRST, 0])
+    ends = np.array([_rounded(len(rows) + 1, 8), 0])
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
@@ -158,7 +157,7 @@ def schedule(
         steps = []
         for l in range(level[mine].max() + 1):
             here = mine[level[mine] == l]
-            here = here[np.lexsort((p[here], number[here]))]
+            here = here[np.lexsort((p[here], incoming[here]))]
             steps += [here[i : i + batch] for i in range(0, len(here), batch)]
         batch = max(len(step) for step in steps)
         members = np.full((len(steps), batch), -1)
@@ -175,7 +174,7 @@ def schedule(
             )
         classes.append((members, top_p, top_u, batch, len(steps), ends.copy()))
         ends = ends + flat.size * size
-    if ends[0] > -_NONE:
+    if ends[0] >= 2**31:
         raise ValueError(
             f"The fronts of {n} unknowns have {ends[0]} entries, which 32 bits cannot "
             "number."
@@ -185,14 +184,11 @@ def schedule(
     for members, top_p, top_u, batch, steps, start in classes:
         full = top_p + top_u
         boundary = np.full((steps, batch, top_u), unknowns, np.int32)
-        sources, targets, maps = [], [], []
-        spans = np.zeros((steps, 2), np.int32)
+        length = max(int(incoming[m[m >= 0]].sum()) for m in members)
+        length = min(_CHUNK, max(length, 1))
+        chunks, sources, targets = [0], [], []
         for s, step in enumerate(members):
             source, target = [], []
-            most_children = max(len(children[f]) for f in step if f >= 0)
-            pairs = -(-most_children // 2)
-            spans[s] = len(maps), len(maps) + pairs
-            maps += [np.full((2, 2, batch, full), _NONE) for _ in range(pairs)]
             for b, f in enumerate(step):
                 if f < 0:
                     continue
@@ -201,21 +197,21 @@ def schedule(
                 i, j = (fronts.places(f, x[mine], top_p) for x in (rows, cols))
                 source.append(mine)
                 target.append((b * full + i) * full + j)
-                for r, c in enumerate(children[f]):
+                for c in children[f]:
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    row, col = maps[spans[s, 0] + r // 2][r % 2, :, b]
-                    col[at] = np.arange(int(u[c]))
-                    row[at] = place[c, 0] + widths[c] * col[at]
-            sources.append(np.concatenate(source))
-            targets.append(np.concatenate(target))
-        width = max(len(x) for x in sources)
-        source = np.full((steps, width), len(rows), np.int32)
-        # Those beyond the last are outside of the fronts, and differ.
-        beyond = batch * full * full + np.arange(width, dtype=np.int32)
-        target = np.tile(beyond, (steps, 1))
-        for s in range(steps):
-            source[s, : len(sources[s])] = sources[s]
-            target[s, : len(targets[s])] = targets[s]
+                    own = np.arange(u[c])
+                    source.append((place[c, 0] + widths[c] * own[:, None] + own).ravel())
+                    target.append(((b * full + at[:, None]) * full + at).ravel())
+            number = sum(len(x) for x in source)
+            chunks.append(chunks[-1] + -(-number // length))
+            # What pads them is zero, and added to the first entry.
+            pad = chunks[-1] * length - chunks[-2] * length - number
+            sources += [*source, np.full(pad, len(rows))]
+            targets += [*target, np.zeros(pad, np.int64)]
+        source, target = (
+            np.concatenate(x).astype(np.int32).reshape(-1, length)
+            for x in (sources, targets)
+        )
         tallest = np.array([p[m[m >= 0]].max() for m in members], np.int32)
         built.append(
             Class(
@@ -228,8 +224,7 @@ def schedule(
                 np.where(members >= 0, p[members], 0).astype(np.int32),
                 source,
                 target,
-                spans,
-                np.array(maps, np.int32).reshape(-1, 2, 2, batch, full),
+                np.array(chunks, np.int32),
                 boundary,
                 *(int(x) for x in start),
             )
