@@ -44,13 +44,13 @@ def flops(p, u):
 def seconds(p, u):
     """What a front of p pivots and u others takes, roughly: measured on two cores.
 
-    Steps of the elimination, entries that are gathered, and arithmetic.
+    Steps of the elimination, entries that are assembled, and arithmetic.
     """
-    return 2e-6 + 5e-7 * p + 8e-9 * (p + u) ** 2 + 2e-10 * flops(p, u)
+    return 2e-6 + 5e-7 * p + 5e-9 * (p + u) ** 2 + 1e-10 * flops(p, u)
 
 
 def fronts_of(
-    graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 24
+    graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 32
 ) -> Fronts:
     """The fronts of a tree: those that cost less as one are merged, and those with more
     than `most` pivots become chains.
@@ -100,7 +100,15 @@ def _fronts(graph: Any, tree: Tree) -> Fronts:
 
 
 def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
-    """A tree in which a node has swallowed children that gain nothing by themselves."""
+    """A tree in which a node has swallowed children that gain nothing by themselves.
+
+    Sizes are rounded up, since they will be padded: small fronts cost what large ones
+    of their class do.
+    """
+
+    def cost(p, u):
+        return seconds(-(-p // 16) * 16, -(-u // 8) * 8)
+
     # Python's numbers: there are thousands of nodes, one after the other.
     p, u = [len(m) for m in tree.members], boundaries.tolist()
     into = np.arange(len(p))
@@ -110,8 +118,7 @@ def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
             children[f].append(c)
     for f in range(len(p)):
         for c in sorted(children[f], key=lambda c: -u[c]):
-            apart = seconds(p[c], u[c]) + seconds(p[f], u[f])
-            if seconds(p[c] + p[f], u[f]) < apart:
+            if cost(p[c] + p[f], u[f]) < cost(p[c], u[c]) + cost(p[f], u[f]):
                 p[f] += p[c]
                 into[c] = f
     for c in reversed(range(len(p))):

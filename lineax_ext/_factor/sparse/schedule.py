@@ -65,7 +65,7 @@ def _batch(p: int, u: int) -> int:
     return int(np.clip(2 ** np.floor(np.log2(60000 / (p + u) ** 2 + 1e-9)), 1, 32))
 
 
-def classify(fronts: Fronts, most: int = 4) -> tuple[np.ndarray, float]:
+def classify(fronts: Fronts, most: int = 6) -> tuple[np.ndarray, float]:
     """The class of each front, up to `most`, by least predicted time; and that time, in
     seconds."""
     if len(fronts.parents) == 0:
@@ -107,7 +107,7 @@ def classify(fronts: Fronts, most: int = 4) -> tuple[np.ndarray, float]:
         came[k] = np.argmin(total, axis=0)
         best[k] = np.min(total, axis=0)
     # Another class has to save something: it has to be compiled.
-    k = int(np.argmin(best[:, -1] * 1.15 ** np.arange(most + 1)))
+    k = int(np.argmin(best[:, -1] * 1.06 ** np.arange(most + 1)))
     out = np.empty(len(p), np.int64)
     time = float(best[k, -1])
     j = len(cuts) - 1
