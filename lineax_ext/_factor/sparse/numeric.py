@@ -1,5 +1,7 @@
 """Multifrontal LU and Cholesky factorisation: class by class, a loop over its steps."""
 
+import functools as ft
+
 import equinox as eqx
 import jax
 import jax.lax as lax
@@ -9,6 +11,7 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..product import matmul
 from .entries import layouts, reduce_rows, RowLayout
+from .lanes import in_lanes
 from .pivot_block import invert, signs
 from .schedule import Class
 from .symbolic import Symbolic
@@ -43,6 +46,16 @@ def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
 
     Cost: O(flops) of `symbolic`; memory O(fill).
     """
+    # Outside of `jit`, constants come back as numbers of Python.
+    return jax.tree_util.tree_map(jnp.asarray, _apply(symbolic)(values))
+
+
+@ft.lru_cache(maxsize=128)
+def _apply(symbolic: Symbolic):
+    return in_lanes(ft.partial(_factor, symbolic))
+
+
+def _factor(symbolic: Symbolic, values: Array) -> Factors:
     row_scale, col_scale = _equilibrate(symbolic, values)
     pattern, plan = symbolic.pattern, symbolic.schedule
     scale = row_scale[pattern.rows] * col_scale[pattern.cols]

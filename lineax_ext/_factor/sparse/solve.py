@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from ..sparse_product import sparse_product
+from .lanes import in_lanes
 from .numeric import Factors
 from .substitute import substitute
 from .symbolic import Symbolic
@@ -52,14 +53,14 @@ def _columns(symbolic: Symbolic, transpose: bool):
     def fn(factors, b):
         return _corrected(symbolic, factors, b, transpose)
 
-    apply = jax.custom_batching.custom_vmap(fn)
+    lanes, apply = in_lanes(fn), jax.custom_batching.custom_vmap(fn)
 
     @apply.def_vmap
     def _(axis_size, in_batched, factors, b):
         factors_batched, b_batched = in_batched
         if any(jax.tree_util.tree_leaves(factors_batched)):
             axes = jax.tree_util.tree_map(lambda x: 0 if x else None, in_batched)
-            return jax.vmap(fn, in_axes=axes)(factors, b), (True, True)
+            return jax.vmap(lanes, in_axes=axes)(factors, b), (True, True)
         assert b_batched
         n, columns = b.shape[1:]
         b = jnp.moveaxis(b, 0, 1).reshape(n, axis_size * columns)
