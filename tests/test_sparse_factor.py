@@ -14,9 +14,14 @@ from lineax_ext._factor.sparse import (
     analyse,
     determinant,
     factor,
+    matching,
     selected_inverse,
     solve,
 )
+from lineax_ext._factor.sparse.fronts import Fronts, fronts_of
+from lineax_ext._factor.sparse.minimum_degree import minimum_degree
+from lineax_ext._factor.sparse.ordering import dissect
+from lineax_ext._factor.sparse.schedule import classify, schedule
 
 
 def _random(n, seed, dtype=np.float64, density=0.06, dense_rows=0):
@@ -154,15 +159,69 @@ def test_badly_scaled():
 
 
 def test_raised_pivots():
-    """A front whose pivot block is singular: what is raised is put right."""
-    n = 60
-    # Blocks of ones: every front is nearly singular by itself, the matrix is not.
+    """Leaves that are singular by themselves: what is raised is put right by GCR."""
     rng = np.random.default_rng(3)
-    matrix = np.zeros((2 * n, 2 * n))
-    matrix[:n, n:] = np.diag(rng.uniform(1, 2, n))
-    matrix[n:, :n] = np.diag(rng.uniform(1, 2, n)) + np.diag(np.ones(n - 1), 1)
-    matrix[np.arange(2 * n), np.arange(2 * n)] = 1e-14
-    assert isinstance(_check(matrix), bool)
+    leaves, size, hubs = 6, 24, 8
+    n = leaves * size + hubs
+    matrix = np.zeros((n, n))
+    for k in range(leaves):
+        here = slice(k * size, (k + 1) * size)
+        block = rng.normal(size=(size, size))
+        block[-1] = block[:-1].sum(axis=0)
+        matrix[here, here] = block
+    matrix[-hubs:], matrix[:, -hubs:] = (
+        rng.normal(size=(hubs, n)),
+        rng.normal(size=(n, hubs)),
+    )
+    assert _check(matrix, tolerance=1e-9)
+
+
+def test_transposed_or_conjugated():
+    matrix = _random(30, 4, np.complex128, density=0.1)
+    pattern, values = _apart(matrix)
+    symbolic = analyse(pattern)
+    b = np.random.default_rng(0).normal(size=(30, 1)) + 0j
+
+    @jax.jit
+    def fn(values):
+        factors = factor(symbolic, values)
+        transposed = solve(symbolic, factors, b, transpose=True)
+        return transposed, solve(symbolic, factors, b, conj=True)
+
+    for (x, good), a in zip(fn(values), (matrix.T, matrix.conj())):
+        assert good.all()
+        np.testing.assert_allclose(x, np.linalg.solve(a, b), rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["grid", "star"])
+def test_ordering(kind):
+    """That of the two by which it takes less time; SuperLU's is better for a star."""
+    if kind == "grid":
+        pattern, _ = _apart(_grid(12))
+    else:  # of paths
+        ends = np.arange(1, 801)
+        before = np.where(ends % 40 == 1, 0, ends - 1)
+        rows = np.concatenate([ends, before, np.arange(801)])
+        cols = np.concatenate([before, ends, np.arange(801)])
+        pattern = Pattern(rows, cols, (801, 801))
+    graph = matching.graph(pattern.rows, pattern.cols, pattern.shape[0])
+    dissected = fronts_of(graph, dissect(graph, 16))
+    degrees = fronts_of(graph, *minimum_degree(graph))
+    times = [classify(fronts)[1] for fronts in (dissected, degrees)]
+    taken = (dissected, degrees)[int(np.argmin(times))]
+    assert (taken is dissected) == (kind == "grid")
+    np.testing.assert_array_equal(analyse(pattern, True).fronts.order, taken.order)
+    assert sorted(taken.order) == list(range(pattern.shape[0]))
+
+
+def test_too_large_for_32_bits():
+    p, u = 32, 50_000
+    boundary = [np.arange(p, p + u), np.zeros(0, np.int64)]
+    starts, parents = np.array([0, p, p + u]), np.array([1, -1])
+    fronts = Fronts(np.arange(p + u), starts, boundary, parents)
+    none = np.zeros(0, np.int64)
+    with pytest.raises(ValueError, match="32 bits"):
+        schedule(fronts, np.array([0, 1]), none, none)
 
 
 @ft.lru_cache
