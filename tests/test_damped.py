@@ -22,7 +22,6 @@ from helpers import (
     matrix_operator,
     normal,
     over_double_dtypes,
-    over_dtypes,
     over_oblong_shapes,
     over_shapes,
     pinv,
@@ -45,10 +44,11 @@ from lineax_ext._factor.triangular_stack import (
 )
 
 
+SOLVERS, OBLONG = (lxe.DampedQR(), lxe.DampedSVD()), (((5, 3),), ((3, 5),))
 over_solvers = pytest.mark.parametrize(
-    "solver", (lxe.DampedQR(), lxe.DampedSVD()), ids=lambda x: type(x).__name__
+    "solver", SOLVERS, ids=lambda x: type(x).__name__
 )
-over_scales = pytest.mark.parametrize("scaled", (False, True), ids=("", "scaled"))
+over_solvers_and_shapes_in_turn = in_turn("solver, shape", SOLVERS, OBLONG)
 
 damping = 0.3
 
@@ -74,10 +74,13 @@ def damped(matrix, b, damping, solver, **kwargs):
 #
 
 
-@over_solvers
-@over_shapes
-@over_dtypes
-@over_scales
+@in_turn(
+    "solver, shape, dtype, scaled",
+    SOLVERS,
+    OBLONG,
+    (np.float32, np.complex128),
+    (False, True),
+)
 def test_path(solver, shape, dtype, scaled):
     """Many dampings of one factorisation."""
     matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
@@ -85,10 +88,15 @@ def test_path(solver, shape, dtype, scaled):
     dampings = np.geomspace(1e-10, 1e8, 19).astype(real)
     scale = scale_of(shape, scaled, orders=4)
     scale = None if scale is None else scale.astype(real)
-    state = solver.init(matrix_operator(matrix), {})
-    fn = lambda x: damped(matrix, b, x, solver, scale=scale, state=state).value
+
+    @jax.jit
+    def path(dampings):
+        state = solver.init(matrix_operator(matrix), {})
+        fn = lambda x: damped(matrix, b, x, solver, scale=scale, state=state).value
+        return lax.map(fn, dampings)
+
     rtol = 1e-6 if real == np.float64 else 1e-5
-    for out, x in zip(np.asarray(lax.map(fn, dampings)), dampings):
+    for out, x in zip(np.asarray(path(dampings)), dampings):
         assert out.dtype == dtype
         expected = lstsq(matrix, b, x, scale)
         assert_close(out, expected, rtol)
@@ -144,9 +152,9 @@ def test_zero_damping_singular(shape):
         damped(matrix, b, 0.0, lxe.DampedQR())
 
 
-@over_solvers
-@over_shapes
-@over_dtypes
+@in_turn(
+    "solver, shape, dtype", SOLVERS, OBLONG, (np.float32, np.float64, np.complex128)
+)
 def test_huge_damping(solver, shape, dtype):
     damping = 1e38 if dtype == np.float32 else 1e300
     matrix = well_conditioned(shape, dtype)
@@ -166,8 +174,11 @@ def test_rank_deficient(solver, shape):
     assert abs(out[1]) < 1e-15
 
 
-@over_solvers
-@pytest.mark.parametrize("shape", ((0, 0), (2, 0), (0, 2), (1, 1), (1, 3), (3, 1)))
+@in_turn(
+    "solver, shape",
+    SOLVERS,
+    [(shape,) for shape in ((0, 0), (2, 0), (0, 2), (1, 1), (1, 3), (3, 1))],
+)
 def test_sizes_0_and_1(solver, shape):
     matrix, b, scale = normal(shape), normal(shape[:1]), scale_of(shape, True)
     out = damped(matrix, b, damping, solver, scale=scale).value
@@ -176,23 +187,25 @@ def test_sizes_0_and_1(solver, shape):
 
 @in_turn(
     "solver, shape, make_operator",
-    (lxe.DampedQR(), lxe.DampedSVD()),
-    (((5, 3),), ((3, 5),)),
+    SOLVERS,
+    OBLONG,
     (pytree_operator, pytree_function_operator, pytree_jacobian_operator),
 )
 def test_pytrees(solver, shape, make_operator):
     matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
-    operator, scale = make_operator(matrix), scale_of(shape, True)
-    structure = operator.in_structure()
-    out = lxe.damped_solve(
-        operator,
-        unflatten(b, operator.out_structure()),
-        damping,
-        solver,
-        scale=unflatten(scale, structure),
-    ).value
-    assert jax.eval_shape(lambda: out) == structure
-    assert_close(flatten(out), lstsq(matrix, b, damping, scale), 1e-12)
+    scale = scale_of(shape, True)
+
+    @jax.jit
+    def run(b, scale):
+        operator = make_operator(matrix)
+        structure = operator.in_structure()
+        b, scale = unflatten(b, operator.out_structure()), unflatten(scale, structure)
+        out = lxe.damped_solve(operator, b, damping, solver, scale=scale).value
+        assert jax.eval_shape(lambda: out) == structure
+        return flatten(out)
+
+    out = run(b, scale)
+    assert_close(out, lstsq(matrix, b, damping, scale), 1e-12)
 
 
 #
@@ -200,12 +213,11 @@ def test_pytrees(solver, shape, make_operator):
 #
 
 
-@over_solvers
-@over_shapes
-@pytest.mark.parametrize(
-    "damping, scaled",
-    (slow(damping, False), (damping, True), (0.0, False)),
-    ids=("", "scaled", "zero"),
+@in_turn(
+    "solver, shape, damping, scaled",
+    SOLVERS,
+    OBLONG,
+    ((damping, True), (0.0, False)),
 )
 def test_right_hand_sides(solver, shape, scaled, damping):
     """`B⁺ (b, c)` and `B⁺ b`, from every state that stands for B."""
@@ -232,10 +244,7 @@ def test_right_hand_sides(solver, shape, scaled, damping):
         assert_close(alone, lstsq(matrix, b, damping, scale), 1e-12)
 
 
-@over_shapes
-@pytest.mark.parametrize(
-    "solver", (lxe.DampedQR(), lxe.DampedSVD(), lxe.QRMultiply(), lx.QR(), lx.SVD())
-)
+@in_turn("solver, shape", (*SOLVERS, lxe.QRMultiply(), lx.QR(), lx.SVD()), OBLONG)
 def test_linear_solve_of_the_operator(solver, shape):
     matrix, scale = well_conditioned(shape, np.complex128), scale_of(shape, True)
     b, c = normal(shape[:1], np.complex128), normal(shape[1:], np.complex128)
@@ -261,9 +270,7 @@ def test_known_scale_under_jit(solver):
     assert_close(fn(b), lstsq(matrix, b, damping, scale), 1e-12)
 
 
-@over_solvers
-@over_shapes
-@over_scales
+@in_turn("solver, shape, scaled", SOLVERS, OBLONG, (False, True))
 def test_vmap(solver, shape, scaled):
     matrix, bs = well_conditioned(shape), normal((3, shape[0]))
     state = solver.init(matrix_operator(matrix), {})
@@ -350,8 +357,7 @@ def differentiate(fn, transform, shape, dtype):
 expected_derivatives = ft.cache(ft.partial(differentiate, closed_form))
 
 
-@over_solvers
-@over_shapes
+@over_solvers_and_shapes_in_turn
 @pytest.mark.parametrize("transform", (grad_and_hvp, slow(jvp_and_grad)))
 def test_derivatives(solver, shape, transform):
     fn = lambda a, b, damping, scale: damped(a, b, damping, solver, scale=scale).value
@@ -360,8 +366,7 @@ def test_derivatives(solver, shape, transform):
     jax.tree.map(ft.partial(assert_close, rtol=1e-9), out, expected)
 
 
-@over_solvers
-@over_oblong_shapes
+@in_turn("solver, shape", SOLVERS, OBLONG, first=1)
 def test_derivatives_by_finite_differences(solver, shape):
     (a, b, _, scale), _ = problem(shape, np.float64)
     cotangent = normal(shape[1:], seed=2)
@@ -380,8 +385,7 @@ def test_derivatives_by_finite_differences(solver, shape):
         assert_close(grad, gradient(expected, args[i]), 1e-8)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_and_shapes_in_turn
 def test_derivatives_of_a_path(solver, shape):
     """dx/dλ = −(AᵀA + λ)⁻¹ x, of one state and without a scale."""
     matrix, b = well_conditioned(shape), normal(shape[:1])
@@ -480,8 +484,7 @@ def test_invalid_scale(scale):
         lxe.DampedLinearOperator(operator, 1.0, scale)
 
 
-@over_solvers
-@over_shapes
+@over_solvers_and_shapes_in_turn
 def test_invalid_at_run_time(solver, shape):
     matrix, b = well_conditioned(shape), normal(shape[:1])
 
@@ -561,27 +564,33 @@ def test_wrong_state(solver):
 
 
 @ft.cache
-def least_squares_derivatives(shape, transform):
-    fn = lambda a, b: jnp.linalg.pinv(a) @ b
-    args = well_conditioned(shape), normal(shape[:1])
-    return jax.jit(transform(fn, (0, 1)))(*args)
+def least_squares_derivatives(shape):
+    """Of A⁺ b, in A and b (Golub and Pereyra 1973, doi:10.1137/0710036)."""
+    matrix, b = well_conditioned(shape), normal(shape[:1])
+    p, (m, n) = pinv(matrix), shape
+    column, row = np.eye(m) - matrix @ p, np.eye(n) - p @ matrix
+    out = -np.einsum("ki,j->kij", p, p @ b)
+    out += np.einsum("kj,i->kij", p @ p.T, column @ b)
+    out += np.einsum("kj,i->kij", row, p.T @ (p @ b))
+    return out, p
 
 
-@in_turn(
-    "solver, shape, transform",
-    (lxe.DampedQR(), lxe.DampedSVD()),
-    (((5, 3),), ((3, 5),)),
-    (jax.jacfwd, jax.jacrev),
-)
+@over_solvers_and_shapes_in_turn
+@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
 def test_derivative_at_zero_damping(solver, shape, transform):
-    """In λ it is an error; in the rest it is that of least squares."""
-    args = well_conditioned(shape), normal(shape[:1]), jnp.array(0.0)
-    fn = lambda a, b, x: damped(a, b, x, solver).value
-    with pytest.raises(eqx.EquinoxRuntimeError, match="derivative of √λ is infinite"):
-        eqx.filter_jit(transform(fn, 2))(*args)
-    out = jax.jit(transform(fn, (0, 1)))(*args)
-    for found, expected in zip(out, least_squares_derivatives(shape, transform)):
+    """That of least squares."""
+    fn = lambda a, b: damped(a, b, 0.0, solver).value
+    out = jax.jit(transform(fn, (0, 1)))(well_conditioned(shape), normal(shape[:1]))
+    for found, expected in zip(out, least_squares_derivatives(shape)):
         assert_close(found, expected, 1e-10)
+
+
+@in_turn("solver, transform", SOLVERS, (jax.jacfwd, jax.jacrev))
+def test_derivative_in_zero_damping_is_an_error(solver, transform):
+    matrix, b = well_conditioned((5, 3)), normal((5,))
+    fn = eqx.filter_jit(transform(lambda x: damped(matrix, b, x, solver).value))
+    with pytest.raises(eqx.EquinoxRuntimeError, match="derivative of √λ is infinite"):
+        fn(jnp.array(0.0))
 
 
 @over_solvers
@@ -690,15 +699,14 @@ tall_shapes = (
     (5, 0),
     (60, 60),
     (9000, 1),
-    slow(3001, 5),
-    slow(1500, 16),
+    (3001, 5),
+    (1500, 16),
     (1001, 17),
     (2311, 100),
 )
 
 
-@pytest.mark.parametrize("m, n", tall_shapes)
-@over_dtypes
+@in_turn("m, n, dtype", tall_shapes, (np.float32, np.float64, np.complex128))
 def test_condense(m, n, dtype):
     a, b = normal((m, n), dtype), normal((m,), dtype, seed=1)
     a = (a * np.logspace(-6, 6, n)).astype(dtype)

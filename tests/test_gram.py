@@ -11,6 +11,7 @@ from helpers import (
     double,
     flatten,
     gradient,
+    in_turn,
     jacobian_operator,
     normal,
     slow,
@@ -122,44 +123,30 @@ def everything(gram, x):
     return found, lx.conj(gram).as_matrix(), lx.tridiagonal(gram)
 
 
-@pytest.mark.parametrize(
-    "make, params, outputs",
-    [
-        (of_operator, *FIELDS[0]),
-        slow(of_operator, *FIELDS[1]),
-        slow(of_operator, *FIELDS[2]),
-        slow(of_chunks, *FIELDS[0]),
-        (of_chunks, *FIELDS[1]),
-        slow(of_chunks, *FIELDS[2]),
-        (of_linear_function, *FIELDS[2]),
-        slow(of_samples, *FIELDS[1]),
-    ],
+@in_turn(
+    "make, params, outputs, weighted",
+    (of_operator, of_chunks, of_linear_function, of_samples),
+    [(*fields, weighted) for fields, weighted in zip(FIELDS, (False, True, True))],
 )
-def test_matrix(make, params, outputs):
+def test_matrix(make, params, outputs, weighted):
     model = Model(params, outputs)
     x = normal((5,), params, seed=2)
-    cases = ((None, False), (model.weights, True))
-
-    @jax.jit
-    def run(model_weights):
-        return [
-            everything(make(model, weights=w, centre=centre, shift=SHIFT), x)
-            for w, centre in ((None, False), (model_weights, True))
-        ]
-
-    for (weights, centre), (found, conj, tridiagonal) in zip(cases, run(model.weights)):
-        expected = model.gram(weights, centre)
-        for product, transposed, matrix, diagonal, factor in found:
-            assert_close(product, expected @ x, 1e-13)
-            assert_close(transposed, expected.T @ x, 1e-13)
-            assert_close(matrix, expected, 1e-13)
-            assert_close(diagonal, np.diagonal(expected), 1e-13)
-            assert diagonal.dtype == params
-            square = np.asarray(factor.conj().T @ factor) + SHIFT * np.eye(5)
-            assert_close(square, expected, 1e-13)
-        assert_close(conj, expected.conj(), 1e-13)
-        for entries, offset in zip(tridiagonal, (0, -1, 1)):
-            assert_close(entries, np.diagonal(expected, offset), 1e-13)
+    weights = model.weights if weighted else None
+    kwargs = dict(weights=weights, centre=weighted, shift=SHIFT)
+    run = jax.jit(lambda x: everything(make(model, **kwargs), x))
+    found, conj, tridiagonal = run(x)
+    expected = model.gram(weights, weighted)
+    for product, transposed, matrix, diagonal, factor in found:
+        assert_close(product, expected @ x, 1e-13)
+        assert_close(transposed, expected.T @ x, 1e-13)
+        assert_close(matrix, expected, 1e-13)
+        assert_close(diagonal, np.diagonal(expected), 1e-13)
+        assert diagonal.dtype == params
+        square = np.asarray(factor.conj().T @ factor) + SHIFT * np.eye(5)
+        assert_close(square, expected, 1e-13)
+    assert_close(conj, expected.conj(), 1e-13)
+    for entries, offset in zip(tridiagonal, (0, -1, 1)):
+        assert_close(entries, np.diagonal(expected, offset), 1e-13)
 
 
 def test_weights():
@@ -202,7 +189,7 @@ def test_outputs_of_any_shape():
         lambda x: (matrix[0] @ x, matrix[1:] @ x), jax.ShapeDtypeStruct((3,), float)
     )
     gram = lxe.GramLinearOperator(operator)
-    assert_close(gram.as_matrix(), matrix.T @ matrix, 1e-14)
+    assert_close(jax.jit(lambda: gram.as_matrix())(), matrix.T @ matrix, 1e-14)
 
 
 def test_inner_operators():
@@ -268,11 +255,16 @@ def test_mixed_precision():
         blocks[part, part] = centred.T @ np.diag(weights) @ centred
     operator = lx.FunctionLinearOperator(fn, structure)
     gram = lxe.GramLinearOperator(operator, weights=weights, centre=True)
-    for op in (gram, lx.linearise(gram), lx.materialise(gram)):
-        assert_close(op.as_matrix(), blocks, 1e-6)
-        assert_close(lx.diagonal(op), np.diagonal(blocks), 1e-6)
-        ones = jtu.tree_map(lambda s: jnp.ones(s.shape, s.dtype), structure)
-        out = op.mv(ones)
+    ones = jtu.tree_map(lambda s: jnp.ones(s.shape, s.dtype), structure)
+
+    @jax.jit
+    def run():
+        ops = gram, lx.linearise(gram), lx.materialise(gram)
+        return [(op.as_matrix(), lx.diagonal(op), op.mv(ones)) for op in ops]
+
+    for matrix, diagonal, out in run():
+        assert_close(matrix, blocks, 1e-6)
+        assert_close(diagonal, np.diagonal(blocks), 1e-6)
         assert jax.eval_shape(lambda out=out: out) == structure
         out = np.concatenate([double(x) for x in jtu.tree_leaves(out)])
         assert_close(out, blocks.sum(1), 1e-6)
@@ -470,9 +462,10 @@ def test_derivative_of_diagonal_and_factor():
         return loss(mv(of_samples(model, weights=weights).factor(), np.ones(5)))
 
     expected = gradient(lambda w: model.gram(w, False, 0).sum(), model.weights)
-    assert_close(jax.grad(of_factor)(jnp.asarray(model.weights)), expected, 1e-8)
+    found = eqx.filter_jit(jax.grad(of_factor))
+    assert_close(found(model.weights), expected, 1e-8)
     with pytest.raises(eqx.EquinoxRuntimeError, match="weight that is zero"):
-        jax.grad(of_factor)(jnp.zeros(SAMPLES))
+        found(np.zeros(SAMPLES))
 
 
 #
@@ -654,7 +647,9 @@ def test_large_mean(dtype):
     centred = matrix.astype(np.float64) - p @ matrix.astype(np.float64)
     vector = normal((5,), dtype)
     expected = centred.T @ (weights.astype(np.float64) * (centred @ vector))
-    assert_close(gram.mv(jnp.asarray(vector)), expected, 1e5 * np.finfo(dtype).eps)
+    assert_close(
+        jax.jit(lambda x: gram.mv(x))(vector), expected, 1e5 * np.finfo(dtype).eps
+    )
 
 
 def test_no_parameters():

@@ -11,10 +11,12 @@ import pytest
 import scipy.optimize
 from helpers import (
     assert_close,
+    damped_stack,
     directional,
     duplicated,
     equations,
     flatten,
+    in_turn,
     matrix_operator,
     normal,
     over_double_dtypes,
@@ -77,13 +79,6 @@ PROBLEMS = {
     "one": (one_parameter, np.array([3.0])),
 }
 PROBLEMS = {k: (fn, jax.tree.map(jnp.asarray, y)) for k, (fn, y) in PROBLEMS.items()}
-# What is swept over all problems runs on these without `--slow`.
-FEW = "pytree", "valley", "wide"
-over_problems = pytest.mark.parametrize(
-    "fn, y0",
-    [p if name in FEW else slow(*p) for name, p in PROBLEMS.items()],
-    ids=PROBLEMS.keys(),
-)
 over_linear_solvers = pytest.mark.parametrize(
     "linear_solver", (lxe.DampedQR(), lxe.DampedSVD()), ids=("DampedQR", "DampedSVD")
 )
@@ -95,7 +90,6 @@ OURS = {
     "jacobian": lxe.LevenbergMarquardt(**TOLERANCES, scale="jacobian"),
     "indirect": lxe.IndirectLevenbergMarquardt(**TOLERANCES),
 }
-over_all_ours = pytest.mark.parametrize("solver", OURS.values(), ids=OURS.keys())
 # The steps of the SVD are also compared with those of QR, one by one.
 over_ours = pytest.mark.parametrize(
     "solver",
@@ -109,19 +103,31 @@ def fit(fn, solver, y0, theta=1.0, **kwargs):
     return optx.least_squares(fn, solver, y0, theta, **kwargs)
 
 
-def scipy_fit(fn, y0, theta=1.0):
+def scipy_fit(fn, y0):
+    """The solution as a function of theta."""
     flat, unravel = jax.flatten_util.ravel_pytree(y0)
-    residual = jax.jit(lambda y: flatten(fn(unravel(y), theta)))
+    residual = jax.jit(lambda y, theta: flatten(fn(unravel(y), theta)))
     jacobian = jax.jit(jax.jacfwd(residual))
-    out = scipy.optimize.least_squares(
-        lambda y: np.asarray(residual(y)),
-        flat,
-        lambda y: np.asarray(jacobian(y)),
-        xtol=1e-15,
-        ftol=1e-15,
-        gtol=1e-15,
-    )
-    return out.x
+
+    def solve(theta=1.0):
+        out = scipy.optimize.least_squares(
+            lambda y: np.asarray(residual(y, theta)),
+            flat,
+            lambda y: np.asarray(jacobian(y, theta)),
+            xtol=1e-15,
+            ftol=1e-15,
+            gtol=1e-15,
+        )
+        return out.x
+
+    return solve
+
+
+def assert_solves(value, fn, y0):
+    if fn is underdetermined:
+        assert np.sum(np.asarray(fn(value, 1.0)) ** 2) < 1e-10
+    else:
+        assert_close(flatten(value), scipy_fit(fn, y0)(), 1e-5)
 
 
 #
@@ -159,17 +165,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name, linear_solver, jac",
-    [
-        (pytest.param if kind == "DampedQR-fwd" or name in FEW else slow)(
-            name, *KINDS[kind], id=f"{name}-{kind}"
-        )
-        for name in PROBLEMS
-        for kind in KINDS
-    ],
-)
-def test_steps_of_optimistix(name, linear_solver, jac):
+@in_turn("name, kind", PROBLEMS, KINDS)
+def test_steps_of_optimistix(name, kind):
+    linear_solver, jac = KINDS[kind]
     make = ft.partial(lxe.LevenbergMarquardt, **TOLERANCES, linear_solver=linear_solver)
     ours, sol = trace(make, *PROBLEMS[name], options=dict(jac=jac))
     theirs, expected = steps_of_theirs(name)
@@ -181,27 +179,30 @@ def test_steps_of_optimistix(name, linear_solver, jac):
         assert_close(y, y_, 1e-8)
         assert accepted == accepted_
         np.testing.assert_allclose(loss, loss_, rtol=1e-6, atol=1e-12)
+    assert_solves(sol.value, *PROBLEMS[name])
 
 
 def test_steps_are_rejected():
     """The above would say little about descents that are always right."""
-    steps, _ = trace(
-        ft.partial(lxe.LevenbergMarquardt, **TOLERANCES), *PROBLEMS["valley"]
-    )
+    steps, _ = steps_of_theirs("valley")
     assert steps[-1][1] < len(steps) - 1
+
+
+def fit_with_aux(solver, jac):
+    fn, y0 = PROBLEMS["pytree"]
+    with_aux = lambda y, theta: (fn(y, theta), {"sum": y["amplitude"] + theta})
+    return fit(with_aux, solver, y0, has_aux=True, options=dict(jac=jac))
+
+
+@ft.cache
+def fit_with_aux_of_theirs():
+    return fit_with_aux(optx.LevenbergMarquardt(**TOLERANCES), "fwd")
 
 
 @over_jac
 def test_has_aux(jac):
-    fn, y0 = PROBLEMS["pytree"]
-    with_aux = lambda y, theta: (fn(y, theta), {"sum": y["amplitude"] + theta})
-    solvers = (
-        lxe.LevenbergMarquardt(**TOLERANCES),
-        optx.LevenbergMarquardt(**TOLERANCES),
-    )
-    ours, theirs = (
-        fit(with_aux, s, y0, has_aux=True, options=dict(jac=jac)) for s in solvers
-    )
+    ours = fit_with_aux(lxe.LevenbergMarquardt(**TOLERANCES), jac)
+    theirs = fit_with_aux_of_theirs()
     assert ours.stats["num_steps"] == theirs.stats["num_steps"]
     assert_close(ours.aux["sum"], theirs.aux["sum"], 1e-10)
 
@@ -224,16 +225,11 @@ def test_verbose(capfd):
 #
 
 
-@over_problems
-@over_ours
-def test_solution(fn, y0, solver):
-    sol = fit(fn, solver, y0, throw=True)
-    found = np.asarray(flatten(sol.value))
-    loss = lambda y: np.sum(np.asarray(flatten(fn(y, 1.0))) ** 2)
-    if fn is underdetermined:
-        assert loss(sol.value) < 1e-10
-    else:
-        assert_close(found, scipy_fit(fn, y0), 1e-5)
+@in_turn("name, kind", PROBLEMS, ("jacobian", "indirect"))
+def test_solution(name, kind):
+    """Those of the others are compared where their steps are."""
+    sol = fit(PROBLEMS[name][0], OURS[kind], PROBLEMS[name][1], throw=True)
+    assert_solves(sol.value, *PROBLEMS[name])
 
 
 @over_ours
@@ -255,23 +251,17 @@ def test_jit_and_vmap(solver):
 
 
 @ft.cache
-def derivative_of_theirs(transform):
-    fn, y0 = PROBLEMS["pytree"]
-    solver = optx.LevenbergMarquardt(1e-10, 1e-10)
-    solve = lambda theta: flatten(fit(fn, solver, y0, theta).value)
-    return jax.jit(transform(solve))(1.0)
+def derivative_of_the_solution():
+    return directional(lambda t, solve=scipy_fit(*PROBLEMS["pytree"]): solve(1.0 + t))
 
 
-@over_ours
-@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
-def test_implicit_derivative(solver, transform):
+@in_turn("kind, transform", OURS, (jax.jacfwd, jax.jacrev))
+def test_implicit_derivative(kind, transform):
     fn, y0 = PROBLEMS["pytree"]
-    solve = lambda theta: flatten(fit(fn, solver, y0, theta).value)
+    solve = lambda theta: flatten(fit(fn, OURS[kind], y0, theta).value)
     # The implicit function theorem, with the Hessian whole or of Gauss and Newton.
     out = jax.jit(transform(solve))(1.0)
-    assert_close(out, derivative_of_theirs(transform), 1e-4)
-    expected = directional(lambda t: scipy_fit(fn, y0, 1.0 + t))
-    assert_close(out, expected, 1e-4)
+    assert_close(out, derivative_of_the_solution(), 1e-4)
 
 
 @over_ours
@@ -282,7 +272,13 @@ def test_derivative_of_the_steps_is_refused(solver):
     for transform in (jax.grad, jax.jacfwd):
         with pytest.raises(NotImplementedError, match="ImplicitAdjoint"):
             transform(solve)(1.0)
-    assert np.isfinite(solve(1.0))
+
+
+def test_the_steps_without_a_derivative():
+    fn, y0 = PROBLEMS["square"]
+    adjoint = optx.RecursiveCheckpointAdjoint()
+    sol = fit(fn, OURS["direct"], y0, adjoint=adjoint)
+    assert_close(sol.value, np.ones(2), 1e-6)
 
 
 #
@@ -290,8 +286,7 @@ def test_derivative_of_the_steps_is_refused(solver):
 #
 
 
-@over_ours
-def test_single_precision(solver):
+def single_precision(solver):
     fn = lambda y, theta: rosenbrock(y, theta.astype(y.dtype))
     y0 = jnp.asarray([-1.2, 1.0, 0.5], jnp.float32)
     solver = eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (1e-3, 1e-3))
@@ -300,8 +295,7 @@ def test_single_precision(solver):
     assert_close(sol.value, np.ones(3), 1e-3)
 
 
-@over_ours
-def test_mixed_precision(solver):
+def mixed_precision(solver):
     def fn(y, theta):
         a, b = y
         return 10 * (b - a.astype(b.dtype) ** 2), 1 - a
@@ -317,17 +311,15 @@ def test_mixed_precision(solver):
 ROOT = np.array([1 + 2j, -0.5 + 1j])
 
 
-@over_ours
-def test_complex(solver):
-    """Holomorphic residuals of complex parameters."""
+def complex_parameters(solver):
+    """Of holomorphic residuals."""
     mixture = normal((4, 2), np.complex128)
     fn = lambda y, theta: mixture @ (y**3 - ROOT**3)
     sol = fit(fn, solver, jnp.asarray(ROOT + 0.3 - 0.2j), throw=True)
     assert_close(sol.value, ROOT, 1e-6)
 
 
-@over_ours
-def test_complex_residuals_of_real_parameters(solver):
+def complex_residuals_of_real_parameters(solver):
     def fn(y, theta):
         rate, amplitude = y.astype(np.complex128)
         times, noise = TIMES.astype(np.complex128), NOISE.astype(np.complex128)
@@ -335,7 +327,21 @@ def test_complex_residuals_of_real_parameters(solver):
 
     sol = fit(fn, solver, jnp.array([0.3, 2.0]), throw=True)
     stacked = lambda y, theta: (lambda r: jnp.concatenate([r.real, r.imag]))(fn(y, 0))
-    assert_close(sol.value, scipy_fit(stacked, np.array([0.3, 2.0])), 1e-5)
+    assert_close(sol.value, scipy_fit(stacked, np.array([0.3, 2.0]))(), 1e-5)
+
+
+@in_turn(
+    "kind, check",
+    ("indirect", "direct", "jacobian", "direct-SVD"),
+    (
+        single_precision,
+        mixed_precision,
+        complex_parameters,
+        complex_residuals_of_real_parameters,
+    ),
+)
+def test_dtypes(kind, check):
+    check(OURS[kind])
 
 
 def test_real_residuals_of_complex_parameters():
@@ -349,14 +355,13 @@ def test_real_residuals_of_complex_parameters():
 #
 
 
-@over_all_ours
-@pytest.mark.parametrize("shape", ((8, 4), slow((4, 4)), (3, 6)))
-def test_rank_deficient_jacobian(solver, shape):
+@in_turn("kind, shape", OURS, [((8, 4),), ((3, 6),)])
+def test_rank_deficient_jacobian(kind, shape):
     """Everywhere of rank below n; the least residual is reached all the same."""
     matrix, target = duplicated(shape), normal(shape[:1])
     fn = lambda y, theta: matrix @ (y + 0.1 * y**3) - target
     # Equal where the columns are: then y + y³/10 can be anything in the range.
-    sol = fit(fn, solver, jnp.zeros(shape[1]), throw=True)
+    sol = fit(fn, OURS[kind], jnp.zeros(shape[1]), throw=True)
     found = np.sum(np.asarray(fn(sol.value, 0)) ** 2)
     projected = target - matrix @ np.linalg.lstsq(matrix, target, rcond=None)[0]
     assert found <= np.sum(projected**2) * (1 + 1e-6) + 1e-12
@@ -387,15 +392,29 @@ def test_non_finite_trial_point(solver, value):
     assert_close(sol.value, np.array([3.0, 3.0]), 1e-6)
 
 
+def not_finite(solver, **kwargs):
+    """The result of a fit from where a residual is `value`."""
+    fn = lambda y, value: jnp.stack([y[0] * value, y[1]])
+    return eqx.filter_jit(lambda value: fit(fn, solver, jnp.ones(2), value, **kwargs))
+
+
+@ft.cache
+def not_finite_of_theirs():
+    return not_finite(optx.LevenbergMarquardt(**TOLERANCES))
+
+
 @over_ours
-@pytest.mark.parametrize("value", (np.nan, np.inf))
-def test_non_finite_start(solver, value):
-    fn = lambda y, theta: jnp.stack([y[0] * value, y[1]])
-    sol = fit(fn, solver, jnp.ones(2))
-    reference = fit(fn, optx.LevenbergMarquardt(**TOLERANCES), jnp.ones(2))
-    assert sol.result == reference.result != optx.RESULTS.successful
+def test_non_finite_start(solver):
+    ours = not_finite(solver)
+    for value in (np.nan, np.inf):
+        result = ours(jnp.array(value)).result
+        expected = not_finite_of_theirs()(jnp.array(value)).result
+        assert result == expected != optx.RESULTS.successful
+
+
+def test_non_finite_start_throws():
     with pytest.raises(RuntimeError):
-        fit(fn, solver, jnp.ones(2), throw=True)
+        not_finite(OURS["direct"], throw=True)(jnp.array(np.nan))
 
 
 def test_units_do_not_matter():
@@ -430,10 +449,16 @@ def function_info(matrix, residual):
     return optx.FunctionInfo.ResidualJac(jnp.asarray(residual), matrix_operator(matrix))
 
 
+@eqx.filter_jit
+def query(descent, y, f_info, state=None):
+    if state is None:
+        state = descent.init(y, jax.eval_shape(lambda: f_info))
+    return descent.query(y, f_info, state)
+
+
 def queried(descent, matrix, residual):
-    f_info = function_info(matrix, residual)
     y = jnp.zeros(matrix.shape[1])
-    return descent.query(y, f_info, descent.init(y, jax.eval_shape(lambda: f_info)))
+    return query(descent, y, function_info(matrix, residual))
 
 
 @over_descents
@@ -541,7 +566,7 @@ def test_indirect_step_with_a_root_finder():
     for root_finder in (None, optx.Newton(rtol=1e-10, atol=1e-10)):
         descent = lxe.IndirectDampedNewtonDescent(root_finder=root_finder)
         state = queried(descent, matrix, residual)
-        steps.append(descent.step(jnp.array(0.5), state)[0])
+        steps.append(eqx.filter_jit(descent.step)(jnp.array(0.5), state)[0])
     newton = np.linalg.norm(np.linalg.pinv(matrix) @ residual)
     np.testing.assert_allclose(np.linalg.norm(steps[1]), 0.5 * newton, rtol=1e-8)
     assert_close(steps[0], steps[1], 2e-2)
@@ -553,12 +578,16 @@ def test_indirect_step_with_a_root_finder():
 def test_path(linear_solver, shape, dtype):
     """Every point of it is a damped solution, for pytrees as well."""
     matrix, vector = well_conditioned(shape, dtype), normal(shape[:1], dtype)
-    operator = pytree_function_operator(matrix)
-    path = linear_solver.path(operator, unflatten(vector, operator.out_structure()))
-    call = eqx.filter_jit(path)
+
+    @jax.jit
+    def solution(damping):
+        operator = pytree_function_operator(matrix)
+        rhs = unflatten(jnp.asarray(vector), operator.out_structure())
+        return flatten(linear_solver.path(operator, rhs)(damping))
+
     u, sigma, vh = np.linalg.svd(matrix, full_matrices=False)
     for damping in (0.0, 1e-16, 1.0, 1e16, 1e300):
-        found = flatten(call(jnp.array(damping)))
+        found = solution(damping)
         weights = 1 / (sigma + damping / sigma)
         assert_close(found, vh.conj().T @ (weights * (u.conj().T @ vector)), 1e-10)
 
@@ -567,18 +596,17 @@ def test_default_path():
     class Solver(lxe.DampedQR):
         path = lxe.AbstractDampedSolver.path
 
-    operator, vector = matrix_operator(normal((9, 4))), normal((9,))
+    matrix, vector = normal((9, 4)), normal((9,))
+    solution = eqx.filter_jit(Solver().path(matrix_operator(matrix), vector))
     for damping in (0.1, 10.0):
-        expected = lxe.damped_solve(operator, vector, damping).value
-        assert_close(Solver().path(operator, vector)(damping), expected, 1e-12)
+        rhs = np.concatenate([vector, np.zeros(4)])
+        expected = np.linalg.lstsq(damped_stack(matrix, damping), rhs, rcond=None)[0]
+        assert_close(solution(damping), expected, 1e-12)
 
 
 def scaled(matrix, residual, y, state=None):
     descent = lxe.ScaledTrustRegionDescent()
-    f_info = function_info(matrix, residual)
-    if state is None:
-        state = descent.init(y, jax.eval_shape(lambda: f_info))
-    return descent, descent.query(y, f_info, state)
+    return descent, query(descent, y, function_info(matrix, residual), state)
 
 
 def test_scale_is_the_running_maximum():
@@ -609,11 +637,11 @@ def test_scaled_trust_region(shape):
         np.linalg.norm(scale * points[0]),
         np.linalg.norm(scale * (points[1] - points[0])),
     ]
-    state = None
+    state, step_of = None, eqx.filter_jit(lxe.ScaledTrustRegionDescent().step)
     for y, radius in zip(points, radii):
-        descent, state = scaled(matrix, residual, jnp.asarray(y), state)
+        _, state = scaled(matrix, residual, jnp.asarray(y), state)
         for factor in (1.0, 0.1):
-            step, result = descent.step(jnp.array(factor), state)
+            step, result = step_of(jnp.array(factor), state)
             assert result == optx.RESULTS.successful
             z = scale * np.asarray(step)
             np.testing.assert_allclose(np.linalg.norm(z), factor * radius, rtol=1.01e-2)
@@ -624,7 +652,7 @@ def test_scaled_trust_region(shape):
             assert_close(gradient, -damping * z, 1e-8)
     # Far inside of the region, the Newton step.
     _, state = scaled(matrix, 1e-6 * residual, jnp.asarray(points[0]), None)
-    step, _ = descent.step(jnp.array(1.0), state)
+    step, _ = step_of(jnp.array(1.0), state)
     newton = -np.linalg.pinv(matrix / scale, rcond=1e-14) @ (1e-6 * residual) / scale
     assert_close(step, newton, 1e-8)
     # The next region is no wider than five Newton steps.
