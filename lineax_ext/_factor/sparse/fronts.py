@@ -36,6 +36,11 @@ class Fronts(NamedTuple):
         return np.where(index < end, index - start, beyond)
 
 
+def rounded(x: int, to: int) -> int:
+    """The least positive multiple that is not less."""
+    return max(to, -(-x // to) * to)
+
+
 def flops(p, u):
     """Operations that eliminate p pivots of a front with u others."""
     return 2 * p**3 + 4 * p**2 * u + 2 * p * u**2
@@ -107,7 +112,7 @@ def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
     """
 
     def cost(p, u):
-        return seconds(-(-p // 16) * 16, -(-u // 8) * 8)
+        return seconds(rounded(p, 16), rounded(u, 8))
 
     # Python's numbers: there are thousands of nodes, one after the other.
     p, u = [len(m) for m in tree.members], boundaries.tolist()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .fronts import Fronts, seconds
+from .fronts import Fronts, rounded, seconds
 
 
 class Class(NamedTuple):
@@ -19,8 +19,8 @@ class Class(NamedTuple):
     `members[s, b]` is the front in place b of step s, or -1; `sizes[s, b]` is the
     number of its pivots, and `pivots[s]` the largest of the step.
 
-    `source[r]`, `target[r]`: numbers that are added to a step's fronts, entries of A and
-    of the updates of children, and where; of step s for r from `chunks[s]` to
+    `source[r]`, `target[r]`: numbers that are added to a step's fronts, entries of A
+    and of the updates of children, and where; of step s for r from `chunks[s]` to
     `chunks[s + 1]`.
     `rows`: the places of the boundary in the vector of unknowns.
     `update`, `slot`: where the updates and the unknowns of the first step are.
@@ -54,10 +54,6 @@ class Schedule(NamedTuple):
 
 _CHUNK = 4096  # numbers that are added at once
 _STEP = 4e-5  # seconds for a step's overhead
-
-
-def _rounded(x: int, to: int) -> int:
-    return max(to, -(-x // to) * to)
 
 
 def _batch(p: int, u: int) -> int:
@@ -96,7 +92,7 @@ def classify(fronts: Fronts, most: int = 6) -> tuple[np.ndarray, float]:
             top_p = max(top_p, int(p[inside].max()))
             top_u = max(top_u, int(u[inside].max()))
             number = cuts[j] - cuts[i]
-            size = _rounded(top_p, 4), _rounded(top_u, 8)
+            size = rounded(top_p, 4), rounded(top_u, 8)
             batch = _batch(*size)
             cost[i, j] = number * seconds(*size) + _STEP * (number / batch + 1)
     best = np.full((most + 1, len(cuts)), np.inf)
@@ -148,11 +144,11 @@ def schedule(
     place = np.zeros((count, 2), np.int64)  # of updates, unknowns
     widths = np.zeros(count, np.int64)
     slots = np.zeros(n, np.int64)
-    ends = np.array([_rounded(len(rows) + 1, 8), 0])
+    ends = np.array([rounded(len(rows) + 1, 8), 0])
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
-        top_p, top_u = _rounded(int(p[mine].max()), 4), _rounded(int(u[mine].max()), 8)
+        top_p, top_u = rounded(int(p[mine].max()), 4), rounded(int(u[mine].max()), 8)
         batch = _batch(top_p, top_u)
         steps = []
         for l in range(level[mine].max() + 1):
@@ -199,8 +195,9 @@ def schedule(
                 target.append((b * full + i) * full + j)
                 for c in children[f]:
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    own = np.arange(u[c])
-                    source.append((place[c, 0] + widths[c] * own[:, None] + own).ravel())
+                    own = np.arange(int(u[c]))
+                    own = place[c, 0] + widths[c] * own[:, None] + own
+                    source.append(own.ravel())
                     target.append(((b * full + at[:, None]) * full + at).ravel())
             number = sum(len(x) for x in source)
             chunks.append(chunks[-1] + -(-number // length))
