@@ -1,10 +1,10 @@
 """A sparse matrix is factorised by XLA operations alone, as by SuperLU.
 
 SuperLU (SciPy) and, where `klujax` is installed, KLU are beside it, in one process. A
-panel each for a factorisation, a solve from its result, and a batch of matrices. Names
-of cases tell the entries of the factors, too: ours, padding included, and SuperLU's by
-its two orderings; and METIS's, where `pymetis` is installed, with SuperLU's pivots on
-the diagonal.
+panel each for a factorisation, a solve from its result, and a batch of matrices; and
+one for Newton's method by optimistix. Names of cases tell the entries of the factors,
+too: ours, padding included, and SuperLU's by its two orderings; and METIS's, where
+`pymetis` is installed, with SuperLU's pivots on the diagonal.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,14 +12,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
+import optimistix as optx
 import scipy.sparse as sp
 import scipy.sparse.linalg as spl
 
-from lineax_ext import Pattern
+from lineax_ext import AutoStructuredLinearSolver, Pattern
 from lineax_ext._factor.sparse import analyse, factor, solve
 
-from .harness import Case, Goal, peer, Side
+from .harness import absent, Case, Goal, peer, Side
 
 
 _BATCH = 32
@@ -29,6 +31,34 @@ def cases(quick: bool) -> Iterator[Case]:
     problems = {"grid 12×12": lambda: _grid(12, 12)} if quick else _PROBLEMS
     for name, make in problems.items():
         yield from _cases(name, make(), batched=quick or name == "grid 32×32×2")
+    yield from (_bratu(side) for side in ((12,) if quick else (30, 50, 100)))
+
+
+def _bratu(side: int) -> Case:
+    """Five points, by Newton's method."""
+    h = 1 / (side + 1)
+
+    def fn(u: Any, rate: Any) -> Any:
+        u = jnp.pad(u.reshape(side, side), 1)
+        inside = u[1:-1, 1:-1]
+        around = u[2:, 1:-1] + u[:-2, 1:-1] + u[1:-1, 2:] + u[1:-1, :-2]
+        return (around - 4 * inside + h**2 * rate * jnp.exp(inside)).reshape(-1)
+
+    def by(linear_solver: lx.AbstractLinearSolver) -> Callable[..., Any]:
+        newton = optx.Newton(rtol=1e-8, atol=1e-8, linear_solver=linear_solver)
+        return lambda u, rate: optx.root_find(fn, newton, u, rate).value
+
+    dense = by(lx.LU()) if side <= 50 else absent("800 MB, and 64 times those of 50×50")
+    return Case(
+        panel="Bratu, optx.Newton",
+        x=f"{side}×{side}",
+        sides={
+            "LU": dense,
+            "AutoStructuredLinearSolver": by(AutoStructuredLinearSolver()),
+        },
+        args=(jnp.zeros(side**2), jnp.asarray(6.0)),
+        error=lambda u: float(jnp.abs(fn(u, 6.0)).max()),
+    )
 
 
 def _cases(name: str, matrix: Any, batched: bool) -> Iterator[Case]:
