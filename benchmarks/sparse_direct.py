@@ -7,6 +7,7 @@ too: ours, padding included, and SuperLU's by its two orderings; and METIS's, wh
 `pymetis` is installed, with SuperLU's pivots on the diagonal.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -159,7 +160,7 @@ def _fill(matrix: Any, ours: int) -> str:
     for order in ("MMD_AT_PLUS_A", "COLAMD"):
         fill[order] = _superlu(matrix, order).nnz
     try:
-        import pymetis  # pyright: ignore[reportMissingImports]
+        pymetis: Any = importlib.import_module("pymetis")
     except ImportError:
         pass
     else:
