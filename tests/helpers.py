@@ -53,6 +53,11 @@ over_square_solvers = pytest.mark.parametrize(
 )
 
 
+def over_square_solvers_in_turn(names, *sweeps):
+    solvers = [row[1:] for row in SQUARE_SOLVERS]
+    return in_turn(f"solver, make_operator, {names}", solvers, *sweeps)
+
+
 def slow(*values, **kwargs):
     """A parameter of a sweep that is left out without `--slow`."""
     return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
