@@ -53,6 +53,11 @@ over_square_solvers = pytest.mark.parametrize(
 )
 
 
+def over_square_solvers_in_turn(names, *sweeps):
+    solvers = [row[1:] for row in SQUARE_SOLVERS]
+    return in_turn(f"solver, make_operator, {names}", solvers, *sweeps)
+
+
 def slow(*values, **kwargs):
     """A parameter of a sweep that is left out without `--slow`."""
     return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
@@ -88,11 +93,15 @@ def in_turn(names, *sweeps, first=0):
     return pytest.mark.parametrize(names, rows, ids=name)
 
 
-def over_solvers_in_turn(first):
-    """Of the oblong shapes, one without `--slow`: the next solver has the other."""
+def over_solvers_in_turn(first, names=None, *sweeps):
+    """Of the oblong shapes, one without `--slow`: the next solver has the other.
+
+    And so with the further sweeps over `names`.
+    """
     solvers = [(solver, tags) for _, solver, tags, _ in SOLVERS]
     shapes = [(shape,) for shape in SHAPES[::2]]
-    return in_turn("solver, tags, shape", solvers, shapes, first=first)
+    names = ", ".join(filter(None, ("solver, tags, shape", names)))
+    return in_turn(names, solvers, shapes, *sweeps, first=first)
 
 
 # What is said without a dtype is tested in float64.

@@ -6,20 +6,22 @@ import pytest
 from helpers import (
     assert_close,
     badly_scaled,
+    in_turn,
     matrix_operator,
     normal,
-    over_all_shapes,
-    over_dtypes,
     over_operators,
     over_regular_solvers,
     over_shapes,
     over_solvers,
     over_solvers_in_turn,
     over_square_solvers,
+    over_square_solvers_in_turn,
     pinv,
     pytree_jacobian_operator,
     pytree_operator,
+    SHAPES,
     solve,
+    SOLVERS,
     tolerance,
     well_conditioned,
 )
@@ -33,9 +35,12 @@ modes = {
 }
 
 
-@over_solvers
-@over_all_shapes
-@over_dtypes
+@in_turn(
+    "solver, tags, shape, dtype",
+    [row[1:3] for row in SOLVERS],
+    [(shape,) for shape in SHAPES],
+    (np.float32, np.float64, np.complex128),
+)
 @pytest.mark.parametrize("mode", modes.values(), ids=modes)
 def test_matrix(solver, tags, shape, dtype, mode):
     matrix = well_conditioned(shape, dtype)
@@ -55,12 +60,16 @@ def test_operators(solver, tags, shape, make_operator):
     assert_close(out, pinv(matrix) @ vector, 1e-12)
 
 
-@over_solvers
-@pytest.mark.parametrize("shape", ((0, 0), (3, 0), (0, 3), (1, 1), (1, 3), (3, 1)))
-def test_sizes_0_and_1(solver, tags, shape):
-    matrix, vector = normal(shape), normal(shape[:1])
-    out = solve(matrix_operator(matrix, tags), vector, solver)
-    assert_close(out, pinv(matrix) @ vector, 1e-14)
+@in_turn(
+    "solver, tags, shapes",
+    [row[1:3] for row in SOLVERS],
+    [([(0, 0), (1, 1)],), ([(3, 0), (1, 3)],), ([(0, 3), (3, 1)],)],
+)
+def test_sizes_0_and_1(solver, tags, shapes):
+    for shape in shapes:
+        matrix, vector = normal(shape), normal(shape[:1])
+        out = solve(matrix_operator(matrix, tags), vector, solver)
+        assert_close(out, pinv(matrix) @ vector, 1e-14)
 
 
 @over_solvers
@@ -129,9 +138,7 @@ def test_between_real_and_complex(solver, tags, to_complex):
         lx.linear_solve(operator, jnp.ones(2, target), solver)
 
 
-@over_square_solvers
-@over_dtypes
-@pytest.mark.parametrize("mode", modes.values(), ids=modes)
+@over_square_solvers_in_turn("dtype, mode", (np.float32, np.complex128), modes.values())
 def test_square(solver, make_operator, dtype, mode):
     matrix, vector = well_conditioned((4, 4), dtype), normal((4,), dtype)
     fn = lambda a, b: solve(make_operator(a), b, solver)

@@ -7,17 +7,18 @@ from helpers import (
     assert_close,
     damped_stack,
     flatten,
+    in_turn,
     jacobian_operator,
     matrix_operator,
     normal,
-    over_oblong_shapes,
     over_operators,
-    over_shapes,
     over_solvers,
+    over_solvers_in_turn,
     over_square_solvers,
     pinv,
     pytree_jacobian_operator,
     pytree_operator,
+    SHAPES,
     solve,
     turned,
     unflatten,
@@ -27,32 +28,28 @@ from helpers import (
 import lineax_ext as lxe
 
 
-def solve_all(solver, operators, states, vectors):
-    """By `compute`, between flat vectors."""
-    return jax.jit(
-        lambda: [
-            flatten(solver.compute(state, unflatten(x, op.out_structure()), {})[0])
-            for op, state, x in zip(operators, states, vectors)
-        ]
-    )()
-
-
-def check_turned(solver, operator, inverse):
-    """Aᵀ, Ā and Aᴴ by turning the state of A, against NumPy."""
-    n, m = inverse.shape
-    b, c = normal((m,), inverse.dtype), normal((n,), inverse.dtype)
+@eqx.filter_jit
+def solve_turned(solver, operator, vectors, turn=turned):
+    """With Aᵀ, Ā and Aᴴ, and the states that `turn` makes of A's: between vectors."""
     conj = lx.conj(operator)
     operators = operator.T, conj, conj.T
-    states = turned(solver, operator)
-    found = solve_all(solver, operators, states, (c, b, c))
+    return [
+        flatten(solver.compute(state, unflatten(x, op.out_structure()), {})[0])
+        for state, op, x in zip(turn(solver, operator), operators, vectors)
+    ]
+
+
+def check_turned(solver, operator, inverse, **kwargs):
+    n, m = inverse.shape
+    b, c = normal((m,), inverse.dtype), normal((n,), inverse.dtype)
+    found = solve_turned(solver, operator, (c, b, c), **kwargs)
     inverses = inverse.T, inverse.conj(), inverse.conj().T
     for out, inverse, x in zip(found, inverses, (c, b, c)):
         assert_close(out, inverse @ x, 1e-12)
 
 
-@over_solvers
-@over_shapes
-@pytest.mark.parametrize(
+@over_solvers_in_turn(
+    0,
     "make_operator, dtype",
     ((matrix_operator, np.float64), (pytree_operator, np.complex128)),
 )
@@ -61,9 +58,12 @@ def test_turned_states(solver, tags, shape, make_operator, dtype):
     check_turned(solver, make_operator(matrix, tags), pinv(matrix))
 
 
-@pytest.mark.parametrize("solver", (lxe.DampedQR(), lxe.DampedSVD()), ids=repr)
-@over_shapes
-@pytest.mark.parametrize("scaled", (False, True), ids=("", "scaled"))
+@in_turn(
+    "solver, shape, scaled",
+    (lxe.DampedQR(), lxe.DampedSVD()),
+    [(shape,) for shape in SHAPES[::2]],
+    (False, True),
+)
 def test_turned_damped_states(solver, shape, scaled):
     matrix = well_conditioned(shape, np.complex128)
     operator = pytree_operator(matrix)
@@ -73,20 +73,17 @@ def test_turned_damped_states(solver, shape, scaled):
     check_turned(solver, damped, np.linalg.pinv(damped_stack(matrix, 0.3, scale)))
 
 
-@over_solvers
-@over_oblong_shapes
+def states_anew(solver, operator):
+    conj = lx.conj(operator)
+    return [solver.init(op, {}) for op in (operator.T, conj, conj.T)]
+
+
+@over_solvers_in_turn(1)
 def test_states_of_turned_operators(solver, tags, shape):
     """`init` of Aᵀ, Ā and Aᴴ themselves."""
     matrix = well_conditioned(shape, np.complex128)
     operator = pytree_jacobian_operator(matrix, tags)
-    b, c = normal(shape[:1], np.complex128), normal(shape[1:], np.complex128)
-    conj = lx.conj(operator)
-    operators = operator.T, conj, conj.T
-    states = [solver.init(op, {}) for op in operators]
-    transpose, conj, adjoint = solve_all(solver, operators, states, (c, b, c))
-    assert_close(transpose, pinv(matrix).T @ c, 1e-12)
-    assert_close(conj, pinv(matrix).conj() @ b, 1e-12)
-    assert_close(adjoint, pinv(matrix).conj().T @ c, 1e-12)
+    check_turned(solver, operator, pinv(matrix), turn=states_anew)
 
 
 @over_solvers
@@ -98,9 +95,12 @@ def test_linear_solve(solver, tags):
     assert_close(out, pinv(matrix).T @ vector, 1e-12)
 
 
+state_of = eqx.filter_jit(lambda solver, operator: solver.init(operator, {}))
+
+
 @over_solvers
 def test_involution(solver, tags):
-    state = solver.init(pytree_operator(well_conditioned((5, 3)), tags), {})
+    state = state_of(solver, pytree_operator(well_conditioned((5, 3)), tags))
     for turn in (solver.transpose, solver.conj):
         again, _ = turn(turn(state, {})[0], {})
         assert eqx.tree_equal(again, state)
@@ -126,7 +126,7 @@ def test_square(solver, make_operator, dtype):
     matrix = well_conditioned((4, 4), dtype)
     operator = make_operator(matrix)
     check_turned(solver, operator, pinv(matrix))
-    state = solver.init(operator, {})
+    state = state_of(solver, operator)
     for turn in (solver.transpose, solver.conj):
         again, _ = turn(turn(state, {})[0], {})
         assert eqx.tree_equal(again, state)

@@ -92,9 +92,9 @@ def test_vmap_of_state(solver, tags):
     a, (b, *_) = stacks((4, 3), np.float64)
     make = lambda a: pytree_jacobian_operator(a, tags)
     init = lambda a: solver.init(make(a), {})
-    states = eqx.filter_vmap(init)(a)
+    states = eqx.filter_jit(eqx.filter_vmap(init))(a)
     fn = lambda a, state: jax.vmap(lambda b: solve(make(a), b, solver, state=state))(b)
-    out = eqx.filter_vmap(fn)(jnp.asarray(a), states)
+    out = eqx.filter_jit(eqx.filter_vmap(fn))(jnp.asarray(a), states)
     assert_close(out, np.stack([b @ pinv(a).T for a in a]), 1e-12)
 
 
@@ -136,8 +136,7 @@ def test_vjp(solver, tags, shape, order):
     assert_close(grad_b, np.tile(cotangent @ pinv(a), (VECS, 1)), 1e-12)
 
 
-@over_solvers
-@over_oblong_shapes
+@over_solvers_in_turn(1)
 def test_turned_states(solver, tags, shape):
     m, n = shape
     a = well_conditioned(shape, np.complex128)
@@ -169,7 +168,8 @@ def test_turned_states(solver, tags, shape):
 def test_factor_is_not_copied(solver, tags, shape, nested):
     k, m, n = min(shape), max(shape), shape[1]
     operator = matrix_operator(well_conditioned(shape, np.complex128), tags)
-    states = (solver.init(operator, {}), *turned(solver, operator))
+    init = lambda op: (solver.init(op, {}), *turned(solver, op))
+    states = eqx.filter_jit(init)(operator)
     for state, size in zip(states, (shape[0], n, shape[0], n)):
         fn = jax.vmap(ft.partial(compute, solver, state))
         fn = jax.vmap(fn) if nested else fn
