@@ -122,3 +122,35 @@ def test_root_finder():
     )
     with pytest.raises(ValueError, match="singular values"):
         optx.least_squares(lambda y, _: y**2 - 1, solver, jnp.ones(3))
+
+
+def test_pattern():
+    # An index array is an argument by the time that the solver sees the residuals.
+    ends = np.array([[0, 1], [1, 2], [2, 3], [0, 3]])
+    measured = jnp.array([1.0, 1.1, 0.9, 3.3])
+
+    def residuals(y, measured):
+        i, j = ends.T
+        return y[j] - y[i] - measured, y[:1]
+
+    y0 = jnp.zeros(4)
+    pattern = lxe.infer_pattern(residuals, y0, measured)
+    assert len(pattern) == 9
+    solver = lxe.DampedSparse(pattern)
+    levenberg_marquardt = lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=solver)
+    fit = optx.least_squares(residuals, levenberg_marquardt, y0, measured)
+    assert fit.state.descent_state.problem.state.normal.pattern == pattern
+    matrix = np.zeros((5, 4))
+    matrix[np.arange(4), ends[:, 0]], matrix[np.arange(4), ends[:, 1]] = -1, 1
+    matrix[4, 0] = 1
+    expected = np.linalg.lstsq(matrix, np.append(measured, 0), rcond=None)[0]
+    np.testing.assert_allclose(fit.value, expected, atol=1e-9)
+
+
+def test_wrong_pattern():
+    operator = lx.MatrixLinearOperator(jnp.ones((3, 2)))
+    solver = lxe.DampedSparse(lxe.Pattern([0], [0], (2, 2)))
+    with pytest.raises(ValueError, match="shape"):
+        lxe.damped_solve(operator, jnp.ones(3), 1.0, solver)
+    with pytest.raises(ValueError, match="str"):
+        lxe.DampedSparse("pattern")  # pyright: ignore

@@ -27,6 +27,7 @@ from .._solver.damped_qr import DampedQR
 from .._solver.damped_sparse import as_sparse, DampedSparse
 from .._solver.damped_svd import DampedSVD
 from .._solver.sharding import find_rows
+from .._structure.pattern import Pattern
 from .secular import secular_damping
 
 
@@ -92,7 +93,7 @@ def _linear_problem(
 
 
 def _sparse_problem(
-    f_info: Any,
+    f_info: Any, pattern: Pattern | None
 ) -> tuple[lx.AbstractLinearOperator, Inexact[Array, " m"]]:
     """As `_linear_problem`, of which only the entries of a pattern are made."""
     if _is_split(f_info):
@@ -100,7 +101,7 @@ def _sparse_problem(
             "`DampedSparse` needs real residuals of real parameters, or complex ones "
             "of complex ones. Stack the real and the imaginary parts of the residuals."
         )
-    matrix = as_sparse(f_info.jac, "DampedSparse")
+    matrix = as_sparse(f_info.jac, pattern)
     residual = ravel(f_info.residual).astype(matrix.values.dtype)
     return lax.stop_gradient(_opaque((matrix, residual)))
 
@@ -167,7 +168,9 @@ class AbstractFactorisedDescent(
             m, dtype = 2 * m, jnp.finfo(dtype).dtype
         if isinstance(self.linear_solver, DampedSparse):
             # Of what the pattern is, only the Jacobian itself can tell.
-            matrix, residual = eqx.filter_eval_shape(_sparse_problem, f_info_struct)
+            matrix, residual = eqx.filter_eval_shape(
+                _sparse_problem, f_info_struct, self.linear_solver.pattern
+            )
         else:
             matrix = jax.ShapeDtypeStruct((m, n), dtype)
             residual = jax.ShapeDtypeStruct((m,), dtype)
@@ -185,7 +188,7 @@ class AbstractFactorisedDescent(
             getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
         )
         if isinstance(self.linear_solver, DampedSparse):
-            matrix, residual = _sparse_problem(f_info)
+            matrix, residual = _sparse_problem(f_info, self.linear_solver.pattern)
         else:
             matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)

@@ -21,6 +21,7 @@ from .._factor.sparse_product import sparse_product
 from .._flat import ravel, result_dtype
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
+from .._structure.pattern import Pattern
 from .damped import (
     AbstractDampedSolver,
     check_state,
@@ -42,10 +43,10 @@ class _DampedSparseState(eqx.Module):
 
 
 def as_sparse(
-    operator: lx.AbstractLinearOperator, solver: str
+    operator: lx.AbstractLinearOperator, pattern: Pattern | None
 ) -> SparseMatrixLinearOperator:
     """The entries of an operator where its pattern has them, without tangents."""
-    entries, pattern = entries_of(operator, solver)
+    entries, pattern = entries_of(operator, "DampedSparse", pattern)
     if len(pattern) == 0:
         dtype = result_dtype(operator.out_structure())
         return SparseMatrixLinearOperator(jnp.zeros((0,), dtype), pattern)
@@ -83,10 +84,18 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         sol = optx.least_squares(residuals, solver, y0)
         ```
 
+    **Arguments:**
+
+    - `pattern`: where A may have entries, for those who know: nothing is looked for
+        then. An entry outside of it is taken for zero, on trust. optimistix makes
+        arguments of the index arrays that a function closes over, and entries at such
+        indices could be anywhere: with a graph, such as that of poses, pass
+        `infer_pattern(residuals, y0, args)`.
+
     **Raises:**
 
-    `ValueError` for an operator between a real and a complex space, and for the state
-    of another solver.
+    `ValueError` for an operator between a real and a complex space, for a pattern of
+    another shape than the operator's, and for the state of another solver.
 
     ??? cite "References"
 
@@ -95,12 +104,21 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         doi:10.1016/0024-3795(87)90101-7.
     """
 
+    pattern: Pattern | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if not isinstance(self.pattern, Pattern | None):
+            raise ValueError(
+                "`DampedSparse(pattern=…)` must be a `lineax_ext.Pattern`; found a "
+                f"`{type(self.pattern).__name__}`."
+            )
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> _DampedSparseState:
         del options
         operator, damped = unwrap(operator)
-        matrix = as_sparse(operator, "DampedSparse")
+        matrix = as_sparse(operator, self.pattern)
         orientation = orient(operator)
         made = normal(matrix.values, matrix.pattern)
         state = _DampedSparseState(made, None, None, orientation, False)
@@ -159,7 +177,7 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         return False
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        matrix = as_sparse(operator, "DampedSparse")
+        matrix = as_sparse(operator, self.pattern)
         made = normal(matrix.values, matrix.pattern)
         return _Secular(made, ravel(vector).astype(made.values.dtype))
 
