@@ -28,7 +28,7 @@ from .._solver.damped_sparse import as_sparse, DampedSparse
 from .._solver.damped_svd import DampedSVD
 from .._solver.sharding import find_rows
 from .._structure.pattern import Pattern
-from .secular import secular_damping
+from .secular import secular_solution
 
 
 _Y = TypeVar("_Y")
@@ -295,8 +295,7 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
 
     **Raises:**
 
-    As [`lineax_ext.DampedNewtonDescent`][]; `ValueError` for a `root_finder` beside
-    `DampedSparse`, which has no singular values to give it.
+    As [`lineax_ext.DampedNewtonDescent`][].
 
     ??? cite "References"
 
@@ -312,19 +311,9 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        if self.root_finder is not None and isinstance(
-            self.linear_solver, DampedSparse
-        ):
-            raise ValueError(
-                "`root_finder` needs the singular values, which `DampedSparse` does "
-                "not compute. Leave it out, or use `DampedSVD`."
-            )
         return self.linear_solver.spectrum(as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
-        newton = jnp.linalg.norm(problem.damped(0))
-        step_size = step_size.astype(newton.dtype)
-        damping = secular_damping(
-            problem, newton * step_size, self.lambda_0, self.root_finder
-        )
-        return problem.solution(jnp.where(step_size < 1, damping, 0))
+        newton = problem.newton().norm
+        radius = newton * step_size.astype(newton.dtype)
+        return secular_solution(problem, radius, self.lambda_0, self.root_finder)

@@ -26,6 +26,7 @@ from .damped import (
     AbstractDampedSolver,
     check_state,
     Damping,
+    Evaluated,
     resolve_damping,
     solve_stacked,
     unwrap,
@@ -179,7 +180,23 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         matrix = as_sparse(operator, self.pattern)
         made = normal(matrix.values, matrix.pattern)
-        return _Secular(made, ravel(vector).astype(made.values.dtype))
+        vector = ravel(vector).astype(made.values.dtype)
+        return _Secular(made, vector, _evaluate(made, vector, 0))
+
+
+def _evaluate(
+    normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
+) -> Evaluated:
+    root = jnp.sqrt(jnp.asarray(damping).astype(normal.norms.dtype))
+    made = factorise(normal, root, None)
+    zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
+    x = solve(made, (vector, zeros))[0] / made.lengths.astype(vector.dtype)
+    # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
+    none = jnp.zeros_like(vector), zeros
+    _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
+    slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
+    norm = jnp.linalg.norm(x)
+    return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
 
 
 class _Secular(eqx.Module):
@@ -187,31 +204,16 @@ class _Secular(eqx.Module):
 
     normal: Normal
     vector: Inexact[Array, " m"]
+    undamped: Evaluated
 
-    def _solve(self, damping: ScalarLike):
-        real = self.normal.norms.dtype
-        root = jnp.sqrt(jnp.asarray(damping).astype(real))
-        made = factorise(self.normal, root, None)
-        none = jnp.zeros((self.normal.pattern.shape[1],), self.vector.dtype)
-        z, _, _ = solve(made, (self.vector, none))
-        return made, z / made.lengths.astype(z.dtype)
+    def newton(self) -> Evaluated:
+        return self.undamped
 
-    def damped(self, damping: ScalarLike) -> Inexact[Array, " n"]:
-        return self._solve(damping)[1]
+    def evaluate(self, damping: ScalarLike) -> Evaluated:
+        return _evaluate(self.normal, self.vector, damping)
 
-    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
-        return self.damped(damping)
-
-    def evaluate(
-        self, damping: ScalarLike
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
-        made, x = self._solve(damping)
-        norm = jnp.linalg.norm(x)
-        none = jnp.zeros_like(self.vector), jnp.zeros_like(x)
-        _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
-        slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
-        return norm, slope / jnp.where(norm > 0, norm, 1)
+    def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+        return x
 
     def gradient(self) -> Float[Array, ""]:
         pattern, values = self.normal.pattern, jnp.conj(self.normal.values)
