@@ -298,7 +298,7 @@ def w10000() -> World | None:
         import gtsam  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    path = pathlib.Path(gtsam.__file__).parent / "Data" / "w10000.graph"
+    path = pathlib.Path(str(gtsam.__file__)).parent / "Data" / "w10000.graph"
     if not path.exists():
         return None
     lines = [line.split() for line in path.read_text().splitlines()]
