@@ -113,12 +113,49 @@ def test_steps_of_the_dense_solver():
     np.testing.assert_allclose(sparse, dense, rtol=1e-12)
 
 
-def test_root_finder():
-    solver = lxe.IndirectLevenbergMarquardt(
-        1e-8,
-        1e-8,
-        linear_solver=lxe.DampedSparse(),
-        root_finder=optx.Newton(1e-2, 1e-2),
-    )
-    with pytest.raises(ValueError, match="singular values"):
-        optx.least_squares(lambda y, _: y**2 - 1, solver, jnp.ones(3))
+@pytest.mark.parametrize("root_finder", (None, optx.Newton(1e-10, 1e-10)))
+def test_indirect(root_finder):
+    def residuals(y, _):
+        return jnp.concatenate([10 * (y[1:] - y[:-1] ** 2), 1 - y[:-1]])
+
+    def steps(linear_solver):
+        solver = lxe.IndirectLevenbergMarquardt(
+            1e-10, 1e-10, linear_solver=linear_solver, root_finder=root_finder
+        )
+        y0 = jnp.full(8, -1.2)
+        return optx.least_squares(residuals, solver, y0, max_steps=9, throw=False).value
+
+    sparse, dense = steps(lxe.DampedSparse()), steps(lxe.DampedSVD())
+    np.testing.assert_allclose(sparse, dense, rtol=1e-10)
+
+
+def test_pattern():
+    # An index array is an argument by the time that the solver sees the residuals.
+    ends = np.array([[0, 1], [1, 2], [2, 3], [0, 3]])
+    measured = jnp.array([1.0, 1.1, 0.9, 3.3])
+
+    def residuals(y, measured):
+        i, j = ends.T
+        return y[j] - y[i] - measured, y[:1]
+
+    y0 = jnp.zeros(4)
+    pattern = lxe.infer_pattern(residuals, y0, measured)
+    assert len(pattern) == 9
+    solver = lxe.DampedSparse(pattern)
+    levenberg_marquardt = lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=solver)
+    fit = optx.least_squares(residuals, levenberg_marquardt, y0, measured)
+    assert fit.state.descent_state.problem.state.normal.pattern == pattern
+    matrix = np.zeros((5, 4))
+    matrix[np.arange(4), ends[:, 0]], matrix[np.arange(4), ends[:, 1]] = -1, 1
+    matrix[4, 0] = 1
+    expected = np.linalg.lstsq(matrix, np.append(measured, 0), rcond=None)[0]
+    np.testing.assert_allclose(fit.value, expected, atol=1e-9)
+
+
+def test_wrong_pattern():
+    operator = lx.MatrixLinearOperator(jnp.ones((3, 2)))
+    solver = lxe.DampedSparse(lxe.Pattern([0], [0], (2, 2)))
+    with pytest.raises(ValueError, match="shape"):
+        lxe.damped_solve(operator, jnp.ones(3), 1.0, solver)
+    with pytest.raises(ValueError, match="str"):
+        lxe.DampedSparse("pattern")  # pyright: ignore

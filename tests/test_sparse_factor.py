@@ -18,6 +18,7 @@ from lineax_ext._factor.sparse import (
     selected_inverse,
     solve,
 )
+from lineax_ext._factor.sparse.blocks import completed
 from lineax_ext._factor.sparse.fronts import Fronts, fronts_of
 from lineax_ext._factor.sparse.minimum_degree import minimum_degree
 from lineax_ext._factor.sparse.ordering import dissect
@@ -292,3 +293,31 @@ def test_value_semantics():
     assert (
         a is not b and analyse(a) == analyse(b) and hash(analyse(a)) == hash(analyse(b))
     )
+
+
+def test_blocks_are_joined():
+    # A chain of poses, as (x, y, θ): what is measured of a place depends on the heading
+    # from which it is seen, and what is measured of a heading on headings alone.
+    count = 6
+    rows, cols, row = [], [], 0
+    for i in range(count - 1):
+        here, there = 3 * i, 3 * i + 3
+        for seen in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [2, 5]):
+            rows += [row] * len(seen)
+            cols += [here + k if k < 3 else there + k - 3 for k in seen]
+            row += 1
+    jacobian = sp.coo_array((np.ones(len(rows)), (rows, cols)), (row, 3 * count))
+    gram = sp.csr_array(jacobian.T @ jacobian).toarray() != 0
+    np.fill_diagonal(gram, False)
+    joined = completed(sp.csr_array(gram.astype(np.int8))).toarray() != 0
+    assert np.array_equal(joined, joined.T) and not np.any(np.diagonal(joined))
+    assert np.all(joined | ~gram)
+    kinds = lambda graph: len(np.unique(graph | np.eye(3 * count, dtype=bool), axis=0))
+    # A place and a heading in each pose, and then a pose as a whole.
+    assert kinds(gram) == 2 * count and kinds(joined) <= count
+
+
+def test_a_grid_has_no_blocks():
+    graph = _grid(6) != 0
+    np.fill_diagonal(graph, False)
+    assert completed(sp.csr_array(graph.astype(np.int8))) is None

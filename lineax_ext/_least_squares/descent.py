@@ -27,7 +27,8 @@ from .._solver.damped_qr import DampedQR
 from .._solver.damped_sparse import as_sparse, DampedSparse
 from .._solver.damped_svd import DampedSVD
 from .._solver.sharding import find_rows
-from .secular import secular_damping
+from .._structure.pattern import Pattern
+from .secular import secular_solution
 
 
 _Y = TypeVar("_Y")
@@ -92,7 +93,7 @@ def _linear_problem(
 
 
 def _sparse_problem(
-    f_info: Any,
+    f_info: Any, pattern: Pattern | None
 ) -> tuple[lx.AbstractLinearOperator, Inexact[Array, " m"]]:
     """As `_linear_problem`, of which only the entries of a pattern are made."""
     if _is_split(f_info):
@@ -100,7 +101,7 @@ def _sparse_problem(
             "`DampedSparse` needs real residuals of real parameters, or complex ones "
             "of complex ones. Stack the real and the imaginary parts of the residuals."
         )
-    matrix = as_sparse(f_info.jac, "DampedSparse")
+    matrix = as_sparse(f_info.jac, pattern)
     residual = ravel(f_info.residual).astype(matrix.values.dtype)
     return lax.stop_gradient(_opaque((matrix, residual)))
 
@@ -167,7 +168,9 @@ class AbstractFactorisedDescent(
             m, dtype = 2 * m, jnp.finfo(dtype).dtype
         if isinstance(self.linear_solver, DampedSparse):
             # Of what the pattern is, only the Jacobian itself can tell.
-            matrix, residual = eqx.filter_eval_shape(_sparse_problem, f_info_struct)
+            matrix, residual = eqx.filter_eval_shape(
+                _sparse_problem, f_info_struct, self.linear_solver.pattern
+            )
         else:
             matrix = jax.ShapeDtypeStruct((m, n), dtype)
             residual = jax.ShapeDtypeStruct((m,), dtype)
@@ -185,7 +188,7 @@ class AbstractFactorisedDescent(
             getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
         )
         if isinstance(self.linear_solver, DampedSparse):
-            matrix, residual = _sparse_problem(f_info)
+            matrix, residual = _sparse_problem(f_info, self.linear_solver.pattern)
         else:
             matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)
@@ -292,8 +295,7 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
 
     **Raises:**
 
-    As [`lineax_ext.DampedNewtonDescent`][]; `ValueError` for a `root_finder` beside
-    `DampedSparse`, which has no singular values to give it.
+    As [`lineax_ext.DampedNewtonDescent`][].
 
     ??? cite "References"
 
@@ -309,19 +311,9 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
 
     def _prepare(self, y, matrix, residual, previous):
         del y, previous
-        if self.root_finder is not None and isinstance(
-            self.linear_solver, DampedSparse
-        ):
-            raise ValueError(
-                "`root_finder` needs the singular values, which `DampedSparse` does "
-                "not compute. Leave it out, or use `DampedSVD`."
-            )
         return self.linear_solver.spectrum(as_operator(matrix), residual)
 
     def _solve(self, step_size, problem):
-        newton = jnp.linalg.norm(problem.damped(0))
-        step_size = step_size.astype(newton.dtype)
-        damping = secular_damping(
-            problem, newton * step_size, self.lambda_0, self.root_finder
-        )
-        return problem.solution(jnp.where(step_size < 1, damping, 0))
+        newton = problem.newton().norm
+        radius = newton * step_size.astype(newton.dtype)
+        return secular_solution(problem, radius, self.lambda_0, self.root_finder)

@@ -1,14 +1,14 @@
-"""The damping that gives a step its length."""
+"""The step of a given length."""
 
 import jax.lax as lax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Float, ScalarLike
+from jaxtyping import Array, Float, Inexact, ScalarLike
 
 from .._solver.damped import Secular
 
 
-def secular_damping(
+def secular_solution(
     problem: Secular,
     radius: Float[Array, ""],
     initial: ScalarLike = 0.0,
@@ -16,54 +16,63 @@ def secular_damping(
     *,
     rtol: float = 1e-2,
     max_steps: int = 32,
-) -> Float[Array, ""]:
-    """The λ ≥ 0 for which ‖p(λ)‖ = Δ, to `rtol`, with p(λ) the solution of `problem`.
+) -> Inexact[Array, " n"]:
+    """p(λ), the solution of `problem`, for the λ ≥ 0 for which ‖p(λ)‖ = Δ, to `rtol`.
 
     Newton's method for 1/Δ − 1/‖p(λ)‖, nearly linear in λ, within bounds that close in
-    on λ. It converges from any start, in two or three steps as a rule. Zero if p(0) is
+    on λ. It converges from any start, in two or three steps as a rule. λ = 0 if p(0) is
     not longer than Δ. An `initial` λ out of bounds is replaced by one within.
+
+    Cost: an evaluation of `problem` a step, and none if λ = 0.
 
     Source: Hebden, *An algorithm for minimization using exact second derivatives*,
     Harwell report TP 515 (1973); with the bounds of Moré (1978), algorithm 5.5.
     """
-    dtype, evaluate = radius.dtype, problem.evaluate
+    dtype = radius.dtype
+    newton, norm, slope = problem.newton()
+    needed = norm > (1 + rtol) * radius
     if root_finder is not None:
-        return optx.root_find(
-            lambda damping, _: evaluate(damping)[0] - radius,
+
+        def excess(damping, _):
+            _, norm, slope = problem.evaluate(lax.stop_gradient(damping))
+            # The derivative of a factorisation is not looked for.
+            slope = lax.stop_gradient(slope)
+            return norm - radius + slope * (damping - lax.stop_gradient(damping))
+
+        damping = optx.root_find(
+            excess,
             root_finder,
             jnp.asarray(initial, dtype),
             options=dict(lower=1e-5),
             max_steps=max_steps,
             throw=False,
         ).value
+        damped, *_ = problem.evaluate(damping)
+        return problem.solution(jnp.where(needed, damped, newton))
 
-    gradient = problem.gradient()
-    norm, slope = evaluate(jnp.zeros((), dtype))
-    needed = norm > (1 + rtol) * radius
     lower = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
     safe_radius = jnp.where(radius > 0, radius, jnp.finfo(dtype).tiny)
-    upper = jnp.minimum(gradient / safe_radius, jnp.finfo(dtype).max)
+    upper = jnp.minimum(problem.gradient() / safe_radius, jnp.finfo(dtype).max)
 
     def inside(damping, lower, upper):
         fallback = jnp.maximum(upper / 1000, jnp.sqrt(lower) * jnp.sqrt(upper))
         return jnp.where((damping > lower) & (damping < upper), damping, fallback)
 
     def refine(carry):
-        damping, lower, upper, _, count = carry
-        norm, slope = evaluate(damping)
+        damping, lower, upper, _, _, count = carry
+        x, norm, slope = problem.evaluate(damping)
         excess = norm - radius
         lower = jnp.maximum(lower, damping - excess / slope)
         upper = jnp.where(excess < 0, damping, upper)
         new = damping - (norm / safe_radius) * (excess / slope)
         done = ~(jnp.abs(excess) > rtol * radius)
-        new = jnp.where(done, damping, inside(new, lower, upper))
-        return new, lower, upper, done, count + 1
+        return inside(new, lower, upper), lower, upper, x, done, count + 1
 
     def unfinished(carry):
         *_, done, count = carry
         return ~done & (count < max_steps)
 
     start = inside(jnp.asarray(initial, dtype), lower, upper)
-    carry = start, lower, upper, ~needed, jnp.array(0)
-    damping, *_ = lax.while_loop(unfinished, refine, carry)
-    return jnp.where(needed, damping, 0)
+    carry = start, lower, upper, newton, ~needed, jnp.array(0)
+    *_, x, _, _ = lax.while_loop(unfinished, refine, carry)
+    return problem.solution(x)

@@ -13,7 +13,7 @@ from .._operator.sparse import SparseMatrixLinearOperator
 from .._solver.damped import AbstractDampedSolver, Secular
 from .._solver.damped_qr import DampedQR
 from .descent import AbstractFactorisedDescent, as_operator
-from .secular import secular_damping
+from .secular import secular_solution
 
 
 _Y = TypeVar("_Y")
@@ -96,7 +96,7 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         # In z = D y, so that a step needs no D and a wide J no new factorisation.
         operator = as_operator(_divided(matrix, scale))
         spectrum = self.linear_solver.spectrum(operator, residual)
-        newton = _length(spectrum.damped(0))
+        newton = spectrum.newton().norm
 
         last = _length((y - last_y), last_scale)
         first = _length(y, scale)
@@ -106,7 +106,7 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
 
     def _solve(self, step_size, problem):
         radius = step_size.astype(problem.unit.dtype) * problem.unit
-        z = problem.spectrum.solution(secular_damping(problem.spectrum, radius))
+        z = secular_solution(problem.spectrum, radius)
         return z / problem.scale.astype(z.dtype)
 
 

@@ -123,19 +123,25 @@ class _Path(eqx.Module):
         return self.solver.compute(state, self.vector, {})[0]
 
 
+class Evaluated(NamedTuple):
+    """x(λ), in any orthonormal basis, its length, and the derivative of that in λ."""
+
+    x: Inexact[Array, " k"]
+    norm: Float[Array, ""]
+    slope: Float[Array, ""]
+
+
 class Secular(Protocol):
     """x(λ) = argmin ‖A x − b‖² + λ ‖x‖², for the λ that gives it a length."""
 
-    def damped(self, damping: ScalarLike) -> Inexact[Array, " k"]:
-        """x(λ), in any orthonormal basis."""
+    def newton(self) -> Evaluated:
+        """That of λ = 0."""
         ...
 
-    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]: ...
+    def evaluate(self, damping: ScalarLike) -> Evaluated: ...
 
-    def evaluate(
-        self, damping: ScalarLike
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """‖x(λ)‖ and its derivative."""
+    def solution(self, x: Inexact[Array, " k"]) -> Inexact[Array, " n"]:
+        """In the basis of the parameters."""
         ...
 
     def gradient(self) -> Float[Array, ""]:
@@ -150,28 +156,23 @@ class Spectrum(NamedTuple):
     coefficients: Inexact[Array, " k"]
     basis: Inexact[Array, "n k"]
 
-    def damped(self, damping: ScalarLike) -> Inexact[Array, " k"]:
-        """(Σ² + λ)⁻¹ Σ Uᴴ b, where zero singular values have no part."""
+    def newton(self) -> Evaluated:
+        return self.evaluate(0)
+
+    def evaluate(self, damping: ScalarLike) -> Evaluated:
+        """x = (Σ² + λ)⁻¹ Σ Uᴴ b, where zero singular values have no part."""
         sigma, coefficients, _ = self
         positive = sigma > 0
         safe = jnp.where(positive, sigma, 1)
-        damping = jnp.asarray(damping).astype(sigma.dtype)
-        weights = jnp.where(positive, 1 / (safe + damping / safe), 0)
-        return weights.astype(coefficients.dtype) * coefficients
-
-    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
-        return matmul(self.basis, self.damped(damping))
-
-    def evaluate(
-        self, damping: ScalarLike
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        positive = self.sigma > 0
-        safe = jnp.where(positive, self.sigma, 1)
-        h = safe + damping / safe
-        terms = jnp.where(positive, jnp.abs(self.coefficients) ** 2 / h**2, 0)
+        h = safe + jnp.asarray(damping).astype(sigma.dtype) / safe
+        x = jnp.where(positive, 1 / h, 0).astype(coefficients.dtype) * coefficients
+        terms = jnp.abs(x) ** 2
         norm = jnp.sqrt(jnp.sum(terms))
         slope = -jnp.sum(terms / (safe * h))
-        return norm, slope / jnp.where(norm > 0, norm, 1)
+        return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+
+    def solution(self, x: Inexact[Array, " k"]) -> Inexact[Array, " n"]:
+        return matmul(self.basis, x)
 
     def gradient(self) -> Float[Array, ""]:
         squared = jnp.abs(self.coefficients) ** 2

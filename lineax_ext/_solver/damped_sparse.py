@@ -21,10 +21,12 @@ from .._factor.sparse_product import sparse_product
 from .._flat import ravel, result_dtype
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
+from .._structure.pattern import Pattern
 from .damped import (
     AbstractDampedSolver,
     check_state,
     Damping,
+    Evaluated,
     resolve_damping,
     solve_stacked,
     unwrap,
@@ -42,10 +44,10 @@ class _DampedSparseState(eqx.Module):
 
 
 def as_sparse(
-    operator: lx.AbstractLinearOperator, solver: str
+    operator: lx.AbstractLinearOperator, pattern: Pattern | None
 ) -> SparseMatrixLinearOperator:
     """The entries of an operator where its pattern has them, without tangents."""
-    entries, pattern = entries_of(operator, solver)
+    entries, pattern = entries_of(operator, "DampedSparse", pattern)
     if len(pattern) == 0:
         dtype = result_dtype(operator.out_structure())
         return SparseMatrixLinearOperator(jnp.zeros((0,), dtype), pattern)
@@ -83,10 +85,18 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         sol = optx.least_squares(residuals, solver, y0)
         ```
 
+    **Arguments:**
+
+    - `pattern`: where A may have entries, for those who know: nothing is looked for
+        then. An entry outside of it is taken for zero, on trust. optimistix makes
+        arguments of the index arrays that a function closes over, and entries at such
+        indices could be anywhere: with a graph, such as that of poses, pass
+        `infer_pattern(residuals, y0, args)`.
+
     **Raises:**
 
-    `ValueError` for an operator between a real and a complex space, and for the state
-    of another solver.
+    `ValueError` for an operator between a real and a complex space, for a pattern of
+    another shape than the operator's, and for the state of another solver.
 
     ??? cite "References"
 
@@ -95,12 +105,21 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         doi:10.1016/0024-3795(87)90101-7.
     """
 
+    pattern: Pattern | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if not isinstance(self.pattern, Pattern | None):
+            raise ValueError(
+                "`DampedSparse(pattern=…)` must be a `lineax_ext.Pattern`; found a "
+                f"`{type(self.pattern).__name__}`."
+            )
+
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> _DampedSparseState:
         del options
         operator, damped = unwrap(operator)
-        matrix = as_sparse(operator, "DampedSparse")
+        matrix = as_sparse(operator, self.pattern)
         orientation = orient(operator)
         made = normal(matrix.values, matrix.pattern)
         state = _DampedSparseState(made, None, None, orientation, False)
@@ -159,9 +178,25 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         return False
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        matrix = as_sparse(operator, "DampedSparse")
+        matrix = as_sparse(operator, self.pattern)
         made = normal(matrix.values, matrix.pattern)
-        return _Secular(made, ravel(vector).astype(made.values.dtype))
+        vector = ravel(vector).astype(made.values.dtype)
+        return _Secular(made, vector, _evaluate(made, vector, 0))
+
+
+def _evaluate(
+    normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
+) -> Evaluated:
+    root = jnp.sqrt(jnp.asarray(damping).astype(normal.norms.dtype))
+    made = factorise(normal, root, None)
+    zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
+    x = solve(made, (vector, zeros))[0] / made.lengths.astype(vector.dtype)
+    # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
+    none = jnp.zeros_like(vector), zeros
+    _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
+    slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
+    norm = jnp.linalg.norm(x)
+    return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
 
 
 class _Secular(eqx.Module):
@@ -169,31 +204,16 @@ class _Secular(eqx.Module):
 
     normal: Normal
     vector: Inexact[Array, " m"]
+    undamped: Evaluated
 
-    def _solve(self, damping: ScalarLike):
-        real = self.normal.norms.dtype
-        root = jnp.sqrt(jnp.asarray(damping).astype(real))
-        made = factorise(self.normal, root, None)
-        none = jnp.zeros((self.normal.pattern.shape[1],), self.vector.dtype)
-        z, _, _ = solve(made, (self.vector, none))
-        return made, z / made.lengths.astype(z.dtype)
+    def newton(self) -> Evaluated:
+        return self.undamped
 
-    def damped(self, damping: ScalarLike) -> Inexact[Array, " n"]:
-        return self._solve(damping)[1]
+    def evaluate(self, damping: ScalarLike) -> Evaluated:
+        return _evaluate(self.normal, self.vector, damping)
 
-    def solution(self, damping: ScalarLike) -> Inexact[Array, " n"]:
-        return self.damped(damping)
-
-    def evaluate(
-        self, damping: ScalarLike
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
-        made, x = self._solve(damping)
-        norm = jnp.linalg.norm(x)
-        none = jnp.zeros_like(self.vector), jnp.zeros_like(x)
-        _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
-        slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
-        return norm, slope / jnp.where(norm > 0, norm, 1)
+    def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
+        return x
 
     def gradient(self) -> Float[Array, ""]:
         pattern, values = self.normal.pattern, jnp.conj(self.normal.values)

@@ -14,13 +14,22 @@ from .orientation import frozen
 
 
 def entries_of(
-    operator: lx.AbstractLinearOperator, solver: str
+    operator: lx.AbstractLinearOperator, solver: str, pattern: Pattern | None = None
 ) -> tuple[Entries, Pattern]:
-    """The entries of an operator in the places of its pattern, without tangents."""
+    """The entries of an operator in the places of its pattern, without tangents.
+
+    The pattern is found, unless it is given.
+    """
     operator = frozen(operator, solver)
-    pattern = detect(operator)
+    shape = operator.out_size(), operator.in_size()
     if pattern is None:
-        pattern = full(operator.out_size(), operator.in_size())
+        found = detect(operator)
+        pattern = full(*shape) if found is None else found
+    elif pattern.shape != shape:
+        raise ValueError(
+            f"`{solver}(pattern=…)` was given a pattern of shape {pattern.shape}, and "
+            f"an operator of shape {shape}."
+        )
     return Entries(operator, pattern), pattern
 
 

@@ -126,6 +126,15 @@ class Pattern:
         return Pattern(self.cols, self.rows, (n, m))
 
     @ft.cached_property
+    def gram(self) -> "Pattern":
+        """That of AᵀA; and of the Hessian of ½ ‖r‖², if this is that of ∂r/∂y.
+
+        Cost: the squared lengths of the rows.
+        """
+        matrix = self.to_scipy().astype(bool)
+        return Pattern.from_scipy(matrix.T @ matrix)
+
+    @ft.cached_property
     def bandwidth(self) -> tuple[int, int]:
         """`(lower, upper)`: entries have -lower <= column - row <= upper."""
         offsets = self.cols - self.rows

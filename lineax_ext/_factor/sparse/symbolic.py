@@ -77,16 +77,17 @@ _MOST = 10**10  # operations that are worth another ordering: some seconds of Su
 
 def _fronts(graph: Any) -> tuple[Fronts, np.ndarray]:
     """Those of the ordering that takes less time, and their classes."""
+    from .blocks import completed
     from .minimum_degree import minimum_degree
     from .ordering import dissect
 
-    fronts = fronts_of(graph, dissect(graph, 16))
-    kind, time = classify(fronts)
-    if 0 < flops(fronts.pivots, fronts.boundaries).sum() < _MOST:
-        others = fronts_of(graph, *minimum_degree(graph))
-        other_kind, other_time = classify(others)
-        if other_time < time:
-            return others, other_kind
+    found = [fronts_of(graph, dissect(graph, 16))]
+    if 0 < flops(found[0].pivots, found[0].boundaries).sum() < _MOST:
+        found.append(fronts_of(graph, *minimum_degree(graph)))
+        if (joined := completed(graph)) is not None:
+            found.append(fronts_of(joined, *minimum_degree(joined)))
+    classified = [(fronts, *classify(fronts)) for fronts in found]
+    fronts, kind, _ = min(classified, key=lambda one: one[2])
     return fronts, kind
 
 
