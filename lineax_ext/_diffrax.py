@@ -19,14 +19,13 @@ from typing import Any, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 import optimistix as optx
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from ._flat import tree_size
 from ._solver.auto import AutoStructuredLinearSolver
