@@ -19,14 +19,13 @@ from typing import Any, TYPE_CHECKING, TypeVar
 
 import equinox as eqx
 import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 import optimistix as optx
 from jax.core import Tracer
-from jaxtyping import Array, ArrayLike, Bool, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from ._flat import tree_size
 from ._solver.auto import AutoStructuredLinearSolver
@@ -153,31 +152,56 @@ def _with_root_finder(solver: Any, root_finder: Any) -> Any:
     return out
 
 
-class _Deferred(eqx.Module):
-    """A root finder for the time of a step, whose first matrix is made if it is needed.
+class _IdentityState(eqx.Module):
+    factorised: Bool[Array, ""]
+    state: PyTree[Any]
 
-    diffrax begins each step of a Runge–Kutta method by factorising the identity, for a
-    stage that is explicit, and seldom comes to use it: half of all factorisations.
+
+class _OrIdentity(lx.AbstractLinearSolver[_IdentityState]):
+    """`solver`, among whose states that of zeros stands for the identity."""
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator, options):
+        return _IdentityState(jnp.array(True), self.solver.init(operator, options))
+
+    def compute(self, state, vector, options):
+        x, result, stats = self.solver.compute(state.state, vector, options)
+        choose = lambda x, b: jnp.where(state.factorised, x, b.astype(x.dtype))
+        failed = state.factorised & (result != lx.RESULTS.successful)
+        result = lx.RESULTS.where(failed, result, lx.RESULTS.successful)
+        return jtu.tree_map(choose, x, vector), result, stats
+
+    def transpose(self, state, options):
+        inner, options = self.solver.transpose(state.state, options)
+        return _IdentityState(state.factorised, inner), options
+
+    def conj(self, state, options):
+        inner, options = self.solver.conj(state.state, options)
+        return _IdentityState(state.factorised, inner), options
+
+    def assume_full_rank(self):
+        return self.solver.assume_full_rank()
+
+
+class _FirstExplicit(eqx.Module):
+    """The root finder of a step whose first stage is explicit.
+
+    diffrax begins each step of a Runge–Kutta method by factorising the identity, for
+    that stage, and seldom comes to use it: half of all factorisations, and of what
+    there is to compile for them.
     """
 
-    root_finder: optx.AbstractRootFinder
-    needed: Bool[ArrayLike, ""]  # a Python bool where it is known
+    root_finder: Any
 
     def init(self, fn, y, args, *rest, **kwargs):
         init = lambda: self.root_finder.init(fn, y, args, *rest, **kwargs)
-        if self.needed is True:
-            return init()
         diagonal = known_value(args[1])
         if isinstance(diagonal, Tracer) or np.any(diagonal != 0):
             return init()
-        state = eqx.filter_eval_shape(init)
         is_struct = lambda x: isinstance(x, jax.ShapeDtypeStruct)
-        struct, static = eqx.partition(state, is_struct)
-        none = lambda: jtu.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), struct)
-        if self.needed is False:
-            return eqx.combine(none(), static)
-        arrays = lax.cond(self.needed, lambda: eqx.filter(init(), eqx.is_array), none)
-        return eqx.combine(arrays, static)
+        zeros = lambda x: jnp.zeros(x.shape, x.dtype) if is_struct(x) else x
+        return jtu.tree_map(zeros, eqx.filter_eval_shape(init))
 
 
 #
@@ -213,17 +237,14 @@ def _structured_class(cls: Any) -> type:
     def step(self, terms, t0, t1, y0, args, solver_state, made_jump):
         linear_solver = self.root_finder.linear_solver
         if isinstance(linear_solver, AutoStructuredLinearSolver):
-            pattern = _stage_pattern(self, terms, t0, t1, y0, args)
+            traced, term = _traced(self, terms, t0, y0, args)
+            pattern = _stage_pattern(linear_solver.pattern, term, t0, t1, y0, args)
+            terms = terms if pattern is None else traced
             self = _with(self, dataclasses.replace(linear_solver, pattern=pattern))
-        if isinstance(self, dfx.AbstractRungeKutta):
-            if solver_state is not None:
-                # First same as last: an explicit first stage is there already, but for
-                # the first step and after a jump.
-                needed = solver_state[0] | made_jump
-            else:
-                # Where the first stage is implicit it makes a matrix of its own.
-                needed = self.calculate_jacobian == second_stage
-            self = _with_root_finder(self, _Deferred(self.root_finder, needed))
+        if getattr(self, "calculate_jacobian", None) == second_stage:
+            linear_solver = _OrIdentity(self.root_finder.linear_solver)
+            self = _with(self, linear_solver)
+            self = _with_root_finder(self, _FirstExplicit(self.root_finder))
         return inner_step(self, terms, t0, t1, y0, args, solver_state, made_jump)
 
     return _subclass(cls, step=step)
@@ -244,9 +265,13 @@ def _wrapper_class(cls: type) -> type:
 
 
 def _root_find(fn, solver: Any, *args, **kwargs):
-    inner: Any = solver.root_finder if isinstance(solver, _Deferred) else solver
-    kwargs.setdefault("adjoint", optx.ImplicitAdjoint(inner.linear_solver))
-    return optx.root_find(fn, inner, *args, **kwargs)
+    if isinstance(solver, _FirstExplicit):
+        solver = solver.root_finder
+        linear_solver = solver.linear_solver.solver
+    else:
+        linear_solver = solver.linear_solver
+    kwargs.setdefault("adjoint", optx.ImplicitAdjoint(linear_solver))
+    return optx.root_find(fn, solver, *args, **kwargs)
 
 
 def _with_adjoint(step: Any, name: str) -> types.FunctionType:
@@ -278,8 +303,60 @@ def _with_adjoint(step: Any, name: str) -> types.FunctionType:
 #
 
 
+@ft.cache
+def _traced_class() -> type:
+    import diffrax as dfx
+
+    class Traced(dfx.AbstractTerm):
+        """A term whose vector field is traced once for the pattern and the step.
+
+        Both of them look at it more than once, which is quick with what JAX has traced.
+        """
+
+        term: dfx.AbstractTerm
+        traced: Callable[..., PyTree[Array]]
+
+        def vf(self, t, y, args):
+            return self.traced(jnp.asarray(t), y, args)
+
+        def contr(self, t0, t1, **kwargs):
+            return self.term.contr(t0, t1, **kwargs)
+
+        def prod(self, vf, control):
+            return self.term.prod(vf, control)
+
+        def vf_prod(self, t, y, args, control):
+            return self.prod(self.vf(t, y, args), control)
+
+        def is_vf_expensive(self, t0, t1, y, args):
+            return self.term.is_vf_expensive(t0, t1, y, args)
+
+    return Traced
+
+
+def _traced(solver: Any, terms: Any, t0: Any, y: PyTree, args: PyTree) -> Any:
+    """`terms`, with the implicit one traced, and that one.
+
+    Where ∂f/∂y has a pattern, the product with the control is one entry by entry, and
+    there is no cheaper one with the vector field than `prod` of `vf`.
+    """
+    import diffrax as dfx
+
+    trace = lambda term: _traced_class()(
+        term, eqx.filter_closure_convert(term.vf, jnp.asarray(t0), y, args)
+    )
+    tableau = getattr(solver, "tableau", None)
+    if not isinstance(tableau, dfx.MultiButcherTableau):
+        term = trace(terms)
+        return term, term
+    pairs = zip(tableau.tableaus, terms.terms)
+    new = [trace(term) if tab.implicit else term for tab, term in pairs]
+    (term,) = [x for x in new if isinstance(x, _traced_class())]
+    return dfx.MultiTerm(*new), term
+
+
 def _stage_pattern(
-    solver: Any, terms: Any, t0: Any, t1: Any, y: PyTree, args: PyTree
+    pattern: Pattern | None, term: Any, t0: Any, t1: Any, y: PyTree, args: PyTree
 ) -> Pattern | None:
     """That of the matrix of a stage, I − γ Δt ∂f/∂y, or `None` where it is another one.
 
@@ -287,23 +364,17 @@ def _stage_pattern(
     entry by entry. Terms of stochastic equations, and those of
     `diffrax.BacksolveAdjoint`, are left to the linear solver.
     """
-    import diffrax as dfx
-
-    term, tableau = terms, getattr(solver, "tableau", None)
-    if isinstance(tableau, dfx.MultiButcherTableau):
-        pairs = zip(tableau.tableaus, terms.terms)
-        (term,) = [term for tableau, term in pairs if tableau.implicit]
     f = eqx.filter_eval_shape(term.vf, t0, y, args)
     if tree_size(y) == 0 or _shapes(f) != _shapes(y):
         return None
     control = term.contr(t0, t1)
-    product = _pattern(lambda f, term, c: term.prod(f, c), y, term, control)
+    product = _pattern(lambda f, _, c, term: term.prod(f, c), y, (), control, term)
     if product is None or product.bandwidth != (0, 0):
         return None
-    pattern = solver.root_finder.linear_solver.pattern
     if pattern is None:
-        vector_field = lambda y, term, t, args: term.vf(t, y, args)
-        pattern = _pattern(vector_field, y, term, t0, args)
+        # A step evaluates it at other times than t0, whether JAX traces that or not.
+        vector_field = lambda y, t, args, term: term.vf(t, y, args)
+        pattern = _pattern(vector_field, y, jnp.asarray(t0), args, term)
     return None if pattern is None else _with_diagonal(pattern)
 
 
@@ -312,14 +383,19 @@ def _shapes(tree: PyTree) -> tuple:
     return structure, [jnp.shape(x) for x in leaves]
 
 
-def _pattern(fn: Callable, y: PyTree[Array], *args: PyTree) -> Pattern | None:
+def _pattern(
+    fn: Callable, y: PyTree[Array], unknown: PyTree[Array], *args: PyTree
+) -> Pattern | None:
     """Where ∂fn/∂y may have entries. What JAX traces is an argument, as it is unknown;
     everything else is a constant, and its zeros count. (As an argument, what is weakly
     typed would lose that, and promote y.)"""
     is_unknown = lambda x: isinstance(x, Tracer) and not x.weak_type
-    unknown, known = eqx.partition(args, is_unknown)
-    closed = lambda y, unknown: fn(y, *eqx.combine(unknown, known))
-    return detect(lx.JacobianLinearOperator(closed, y, unknown, closure_convert=False))
+    traced, known = eqx.partition(args, is_unknown)
+    closed = lambda y, args: fn(y, args[0], *eqx.combine(args[1], known))
+    operator = lx.JacobianLinearOperator(
+        closed, y, (unknown, traced), closure_convert=False
+    )
+    return detect(operator)
 
 
 @ft.lru_cache(maxsize=64)

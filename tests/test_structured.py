@@ -507,6 +507,18 @@ def test_dtype(dtype):
 #
 
 
+def test_time_is_unknown():
+    """Stepping by hand, at a time that is known and at which an entry is zero."""
+    shift = np.eye(N, k=3)
+    term = lambda t, u, args: args * _laplacian(u) + 1e3 * t * (shift @ u)
+    solver = lxe.structured(EULER)
+    y1, *_, result = solver.step(
+        dfx.ODETerm(term), 0.0, DT, jnp.asarray(START), 0.0, None, False
+    )
+    assert_close(y1, np.linalg.solve(EYE - DT * 1e3 * DT * shift, START), 1e-11)
+    assert result == dfx.RESULTS.successful
+
+
 @pytest.mark.parametrize("method", METHODS + IMEX)
 def test_is_a_diffrax_solver(method):
     plain, solver = method(), lxe.structured(method())
@@ -549,6 +561,26 @@ def test_diffrax_hands_over_no_adjoint(method):
     assert keywords == {"options", "throw", "max_steps"} - (
         {"options"} if method is dfx.ImplicitEuler else set()
     )
+
+
+@pytest.mark.parametrize("method, term", ((dfx.Kvaerno3, None), (dfx.KenCarp3, SPLIT)))
+def test_traced_no_more_often_than_by_diffrax(method, term):
+    """A vector field may take seconds to trace."""
+
+    def traces(solver):
+        count = 0
+
+        def field(t, u, args):
+            nonlocal count
+            count += 1
+            return _allen_cahn(t, u, args)
+
+        implicit = dfx.ODETerm(field)
+        terms = implicit if term is None else dfx.MultiTerm(term.terms[0], implicit)
+        jax.eval_shape(lambda: _solve(solver, term=terms).ys)
+        return count
+
+    assert traces(lxe.structured(method())) <= traces(method())
 
 
 def test_import_leaves_diffrax_alone():

@@ -1,5 +1,8 @@
 """A band, as it stands or after a reverse Cuthill–McKee order."""
 
+import functools as ft
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -41,7 +44,7 @@ class Band(AbstractArrangement):
             d: diagonals[d + self.lower, max(0, -d) : n - max(0, d)]
             for d in range(-self.lower, self.upper + 1)
         }
-        return block_lu(pack_band(band, n, self.block))
+        return _factor(band, n, self.block)
 
     def solve(self, factors, b, transposed):
         (n,) = b.shape
@@ -52,3 +55,9 @@ class Band(AbstractArrangement):
         else:
             x = factors.solve(b)
         return self.order.out_of(x.reshape(-1)[:n], transposed), factors.singular
+
+
+# Traced once for all of the places from which it is called.
+@ft.partial(jax.jit, static_argnums=(1, 2))
+def _factor(band, n, k):
+    return block_lu(pack_band(band, n, k))

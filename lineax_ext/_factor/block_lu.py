@@ -135,7 +135,9 @@ def block_lu(blocks: Blocks) -> BlockLU:
     # span of the other ones.
     lengths = jnp.max(jnp.abs(inverse[:, :k]), axis=2)
     below, here, above = jnp.split(jnp.max(jnp.abs(rows), axis=1), 3, axis=1)
-    columns = here.at[:-1].max(below[1:]).at[1:].max(above[:-1])
+    below = jnp.concatenate([below[1:], here[-1:]])
+    above = jnp.concatenate([here[:1], above[:-1]])
+    columns = jnp.maximum(here, jnp.maximum(below, above))
     dependence = jnp.finfo(rows.dtype).eps * columns.size
     singular = ~jnp.all(dependence * columns * lengths < 1)
     return BlockLU(scale, rows, forward, backward, singular)

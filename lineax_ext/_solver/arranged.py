@@ -1,9 +1,11 @@
 """The state of a solver that knows an arrangement of its matrix."""
 
 import dataclasses
+import functools as ft
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
@@ -39,7 +41,7 @@ class Arranged(eqx.Module):
         # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = jnp.conj if orientation.conjugated else lambda x: x
         b, transposed = conj(ravel(vector)), orientation.transposed
-        x, singular = self.arrangement.solve(self.factors, b, transposed)
+        x, singular = _solve(self.arrangement, self.factors, b, transposed)
         structures = orientation.in_structure, orientation.out_structure
         x = unravel(conj(x), thaw(structures[transposed]))
         return x, result_of(singular), {}
@@ -49,3 +51,9 @@ class Arranged(eqx.Module):
 
     def conj(self) -> "Arranged":
         return dataclasses.replace(self, orientation=self.orientation.conj())
+
+
+# Traced once for all of the places from which a solve is called.
+@ft.partial(jax.jit, static_argnums=(0, 3))
+def _solve(arrangement, factors, b, transposed):
+    return arrangement.solve(factors, b, transposed)
