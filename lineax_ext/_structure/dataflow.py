@@ -9,6 +9,7 @@ The program is a linear map already, so that whatever an output is computed from
 also by way of integers or comparisons, which no linear map does.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax.core import Tracer
 
 # Importing them registers their rules.
 from . import batches as batches, loops as loops, moving as moving, summing as summing
-from .index_sets import everything, IndexSets, union
+from .index_sets import everything, IndexSets, move, union
 from .rules import linear, RULES, shape_of
 from .values import constant, independent, known, unknown, Value
 
@@ -129,19 +130,26 @@ _control = {
 }
 
 
-def follow(program: jex.ClosedJaxpr, n: int) -> tuple[IndexSets, list[str]]:
-    """The index sets of the output of the jaxpr of `(*unknown, vector)`, and the
-    primitives on the way for which there is no rule."""
-    flow = Flow()
-    arguments = [unknown] * (len(program.jaxpr.invars) - 1)
-    vector = IndexSets.identity((n,))
-    shape = shape_of(program.jaxpr.outvars[0])
+def follow(flow: Flow, program: jex.ClosedJaxpr, count: int) -> IndexSets:
+    """What all outputs of a program depend on among the entries of its last `count`
+    inputs, each laid out in one line after the other. The other inputs are unknown."""
+    inputs = program.jaxpr.invars
+    shapes = [shape_of(x) for x in inputs[len(inputs) - count :]]
+    ends = np.cumsum([math.prod(shape) for shape in shapes])
+    vector = IndexSets.identity((int(ends[-1]),))
+    args: list[Value] = [unknown] * (len(inputs) - count)
+    for shape, end in zip(shapes, ends):
+        cut = lambda p, s=shape, end=end: p[end - math.prod(s) : end].reshape(s)
+        args.append(vector.map(cut, shape))
+    shapes = [shape_of(x) for x in program.jaxpr.outvars]
+    size = sum(math.prod(shape) for shape in shapes)
     try:
-        (out,) = flow.run(program, [*arguments, vector])
+        outs = flow.run(program, args)
     except _Mutable:
-        return everything([vector], shape), ["ref"]
-    if not isinstance(out, IndexSets):
-        out = IndexSets(
-            shape, [(np.zeros(shape, np.int32), vector.single)], vector.single
-        )
-    return out, list(flow.strangers)
+        flow.strangers["ref"] = None
+        return everything([vector], (size,))
+    if not linear(outs):
+        return vector.map(lambda p: np.zeros(size, np.int32), (size,))
+    found = [x if isinstance(x, IndexSets) else s for x, s in zip(outs, shapes)]
+    join = lambda *places: np.concatenate([p.reshape(-1) for p in places])
+    return move(join, found, (size,))

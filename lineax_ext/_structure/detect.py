@@ -1,6 +1,7 @@
 """The sparsity pattern of an operator, found from its computation."""
 
 import collections
+import math
 import warnings
 from collections.abc import Hashable
 from typing import Any, Literal
@@ -14,7 +15,8 @@ from jax.core import Tracer
 
 from .._flat import result_dtype, tree_size
 from .constants import known_value
-from .dataflow import follow
+from .dataflow import Flow, follow
+from .differential import Differential
 from .extract import direction, reader, untagged
 from .fingerprint import fingerprint
 from .known import known_pattern
@@ -26,11 +28,11 @@ def detect(
 ) -> Pattern | None:
     """Where the matrix of `operator` may have entries, for any values of its arrays.
 
-    Nothing is evaluated: it is followed which of the outputs of `reader(operator, by)`
-    depend on which inputs. The operator's arrays are arguments of what is traced, not
-    constants, so that the pattern is that of every operator with the same computation,
-    under any transformation. Constants are what `operator.fn` closes over, as far as it
-    does not depend on anything that is traced.
+    Nothing is evaluated: it is followed which of the outputs of a Jacobian's function,
+    or else of `reader(operator, by)`, depend on which inputs. The operator's arrays are
+    arguments of what is traced, not constants, so that the pattern is that of every
+    operator with the same computation, under any transformation. Constants are what
+    `operator.fn` closes over, as far as it does not depend on anything that is traced.
 
     Cached by the value of the computation. `None` stands for every entry, which nobody
     needs a list of. A warning names the primitives without a rule for which it does.
@@ -40,21 +42,30 @@ def detect(
         return known
     operator = untagged(operator)
     by = direction(operator, by)
-    out_structure, in_structure = operator.out_structure(), operator.in_structure()
-    m, n = tree_size(out_structure), tree_size(in_structure)
-    m, n = (m, n) if by == "columns" else (n, m)
-    seed = jax.ShapeDtypeStruct((n,), result_dtype(out_structure))
     constants = _constants(operator)
     is_argument = lambda x: eqx.is_array(x) and id(x) not in constants
     arrays, static = eqx.partition(operator, is_argument)
     static = jtu.tree_map(lambda x: constants.get(id(x), x), static)
+    arrays = jtu.tree_map(_struct, arrays)
+
+    if isinstance(operator, lx.JacobianLinearOperator) and by == "columns":
+        # Not linearised: that would take several times as long.
+        def call(arrays, x):
+            jacobian = eqx.combine(arrays, static)
+            return jacobian.fn(x, jacobian.args)
+
+        x = jtu.tree_map(_struct, operator.x)
+        program = jax.make_jaxpr(call)(arrays, x)
+        return _cached_pattern(program, len(jtu.tree_leaves(x)), Differential)
+
+    out_structure, in_structure = operator.out_structure(), operator.in_structure()
+    n = tree_size(in_structure if by == "columns" else out_structure)
+    seed = jax.ShapeDtypeStruct((n,), result_dtype(out_structure))
 
     def apply(arrays, seed):
         return reader(eqx.combine(arrays, static), by).apply(seed)
 
-    program = jax.make_jaxpr(apply)(jtu.tree_map(_struct, arrays), seed)
-
-    pattern = _cached_pattern(program, m, n)
+    pattern = _cached_pattern(jax.make_jaxpr(apply)(arrays, seed), 1, Flow)
     return pattern if pattern is None or by == "columns" else pattern.T
 
 
@@ -79,24 +90,29 @@ _cache: collections.OrderedDict[Hashable, Pattern | None] = collections.OrderedD
 _cache_size = 64
 
 
-def _cached_pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
-    key = fingerprint(program, {})
+def _cached_pattern(
+    program: jex.ClosedJaxpr, inputs: int, flow: type[Flow]
+) -> Pattern | None:
+    key = flow, inputs, fingerprint(program, {}, flow is Differential)
     if key not in _cache:
-        _cache[key] = _pattern(program, m, n)
+        _cache[key] = _pattern(program, inputs, flow())
         while len(_cache) > _cache_size:
             _cache.popitem(last=False)
     _cache.move_to_end(key)
     return _cache[key]
 
 
-def _pattern(program: jex.ClosedJaxpr, m: int, n: int) -> Pattern | None:
+def _pattern(program: jex.ClosedJaxpr, inputs: int, flow: Flow) -> Pattern | None:
+    invars, outvars = program.jaxpr.invars, program.jaxpr.outvars
+    size = lambda atoms: sum(math.prod(x.aval.shape) for x in atoms)
+    m, n = size(outvars), size(invars[len(invars) - inputs :])
     if min(m, n) == 0:
         return Pattern([], [], (m, n))
-    found, strangers = follow(program, n)
+    found = follow(flow, program, inputs)
     if not found.is_dense():
         return Pattern(*found.pairs(), (m, n))
-    if strangers:
-        names = ", ".join(map(repr, strangers))
+    if flow.strangers:
+        names = ", ".join(map(repr, flow.strangers))
         warnings.warn(
             f"No rule is known for the primitive {names}: each of its outputs may "
             "depend on all that reaches it. The matrix is taken to be dense. If it is "

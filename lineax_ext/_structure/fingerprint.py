@@ -10,11 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .linearised import inputs, is_smooth, linearised
+
 
 def fingerprint(
-    jaxpr: jex.Jaxpr | jex.ClosedJaxpr, numbers: dict[Any, int]
+    jaxpr: jex.Jaxpr | jex.ClosedJaxpr,
+    numbers: dict[Any, int],
+    differentiated: bool = False,
 ) -> Hashable:
-    """Nested tuples that are equal for equal computations."""
+    """Nested tuples that are equal for equal computations, and if they are to be
+    `differentiated`, for equal derivatives."""
     # Closed and open ones are of one class from jax 0.12 on.
     consts = tuple(map(_value, getattr(jaxpr, "consts", ())))
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
@@ -26,7 +31,7 @@ def fingerprint(
 
     def param(x):
         if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr):
-            return fingerprint(x, numbers)
+            return fingerprint(x, numbers, differentiated)
         if isinstance(x, tuple | list):
             return tuple(map(param, x))
         if isinstance(x, np.ndarray):
@@ -40,13 +45,26 @@ def fingerprint(
     def equation(eqn):
         # A callback is opaque, whichever it is; and often a new one each time.
         named = () if "callback" in eqn.primitive.name else sorted(eqn.params)
-        params = [(name, param(eqn.params[name])) for name in named]
+        if eqn.primitive.name == "custom_jvp_call":
+            called = fingerprint(eqn.params["call_jaxpr"], numbers, differentiated)
+            params = [called, _rule(eqn, numbers) if differentiated else None]
+        else:
+            params = [(name, param(eqn.params[name])) for name in named]
         ins, outs = map(atom, eqn.invars), map(atom, eqn.outvars)
         return eqn.primitive, tuple(ins), tuple(outs), tuple(params)
 
     ins = map(atom, (*jaxpr.constvars, *jaxpr.invars))
     outs = map(atom, jaxpr.outvars)
     return consts, tuple(ins), tuple(map(equation, jaxpr.eqns)), tuple(outs)
+
+
+def _rule(eqn: jex.JaxprEqn, numbers: dict[Any, int]) -> Hashable:
+    """Of a function with a derivative of its own: that is a new one each time, too."""
+    try:
+        rule = linearised(eqn, [is_smooth(x) for x in inputs(eqn)])
+    except Exception:  # it has none, where none may be needed
+        return object()
+    return fingerprint(rule, numbers)
 
 
 def _value(x: Any) -> Hashable:
