@@ -76,15 +76,10 @@ def as_text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(
-    name: str,
-    title: str,
-    records: list[dict[str, Any]],
-    *,
-    quick: bool,
-    out: pathlib.Path,
-) -> None:
-    """Writes `out/<name>.json` and `out/<name>.png`."""
+def save(
+    name: str, title: str, records: list[Any], *, quick: bool, out: pathlib.Path
+) -> dict[str, Any]:
+    """Writes `out/<name>.json`, with versions, machine and command."""
     result = {
         "claim": name,
         "title": title,
@@ -99,6 +94,19 @@ def write(
     out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1, ensure_ascii=False)
     (out / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    return result
+
+
+def write(
+    name: str,
+    title: str,
+    records: list[dict[str, Any]],
+    *,
+    quick: bool,
+    out: pathlib.Path,
+) -> None:
+    """Writes `out/<name>.json` and `out/<name>.png`."""
+    result = save(name, title, records, quick=quick, out=out)
     try:
         _draw(result, out / f"{name}.png")
     except ImportError:

@@ -23,6 +23,8 @@ import subprocess
 import sys
 from typing import Any
 
+from . import report
+
 
 _DEVICES = 64
 _GEQRF = re.compile(r"\(f64\[([\d,]+)\].*custom_call_target=\"lapack_dgeqrf_ffi\"")
@@ -119,7 +121,8 @@ def run(*, quick: bool, out: pathlib.Path) -> list[str]:
         check=True,
     )
     records = json.loads(done.stdout.splitlines()[-1])
-    print(f"\nsharded_rows: {(__doc__ or '').splitlines()[0]}")
+    title = (__doc__ or "").splitlines()[0]
+    print(f"\nsharded_rows: {title}")
     for r in records:
         mesh = "×".join(map(str, r["mesh"]))
         print(
@@ -130,9 +133,7 @@ def run(*, quick: bool, out: pathlib.Path) -> list[str]:
             f"{r['bytes of a binary tree'] / 1e3:.1f})"
             f"{r['memory'] / 1e6:9.2f} MB"
         )
-    out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"claim": "sharded_rows", "cases": records}, indent=1)
-    (out / "sharded_rows.json").write_text(text + "\n", encoding="utf-8")
+    report.save("sharded_rows", title, records, quick=quick, out=out)
     try:
         _draw(records, out / "sharded_rows.png")
     except ImportError:
