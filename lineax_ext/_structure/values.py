@@ -72,7 +72,8 @@ def known(x: Value) -> np.ndarray | None:
         return None
     if x.is_exact or x.value.dtype.kind in "fc":
         return x.value
-    return x.value if np.array_equal(x.value, x.shaken) else None
+    same = x.shaken is not None and np.array_equal(x.value, x.shaken)
+    return x.value if same else None
 
 
 def nonzero(x: Value) -> np.ndarray | None:
@@ -127,7 +128,7 @@ def independent(eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
 
 def _keeps_zeros(eqn: jex.JaxprEqn) -> bool:
     """Whether its output is zero where it is, whatever the rounding errors are."""
-    inexact = any(jnp.issubdtype(x.aval.dtype, jnp.inexact) for x in eqn.invars)
+    inexact = any(jnp.issubdtype(_aval(x).dtype, jnp.inexact) for x in eqn.invars)
     return not inexact or eqn.primitive.name in _exact
 
 
