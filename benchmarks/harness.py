@@ -49,6 +49,7 @@ class Side(NamedTuple):
     plain: bool = False  # traced with lineax's own rules, as without `lineax_ext`
     host: bool = False  # outside of JAX: called as it is, on NumPy arrays
     may_fail: bool = False  # a wrong answer is reported, and does not fail the run
+    once: bool = False  # slow: it is called once, and that is what is timed
     note: str = ""
 
 
@@ -169,14 +170,18 @@ def _least_times(
 
 def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
     """The record of one case, as it goes into the JSON file."""
-    calls, sides, wrong = {}, {}, []
+    calls, sides, wrong, first_calls = {}, {}, [], {}
     for name, side in case.sides.items():
         side = side if isinstance(side, Side) else Side(side)
         if side.fn is None:
             sides[name] = {"absent": side.note}
             continue
         calls[name], sides[name] = _prepare(side, case.args)
+        begin = time.perf_counter()
         answer = calls[name]()  # the warm-up
+        if side.once:
+            first_calls[name] = time.perf_counter() - begin
+            del calls[name]
         sides[name]["error"] = float(case.error(answer))
         if not sides[name]["error"] <= case.tolerance and not side.may_fail:
             wrong.append(name)
@@ -184,6 +189,11 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
             sides[name]["steps"] = int(steps)
         del answer
     least = _least_times(calls, min(0.5, case.seconds) if quick else case.seconds)
+    least = {
+        name: (least | first_calls)[name]
+        for name in sides
+        if name in least | first_calls
+    }
     first = least.get(next(iter(case.sides)))
     for name, seconds in least.items():
         ratio = None if first is None else first / seconds

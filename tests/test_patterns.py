@@ -160,6 +160,28 @@ def test_zero_times_infinity():
     np.testing.assert_array_equal(np.diag(found), [False, True, True, True])
 
 
+def cancelling(n):
+    """The Hessian of DIAGIQB (CUTEst): its seventh entry is zero in exact arithmetic,
+    and in NumPy's, but not where a division is compiled to a product."""
+    return jnp.arange(1.0, n + 1) ** 2 / n + (1 / n - n / 2)
+
+
+SURE = {
+    "a sum that cancels": (lambda: cancelling(10), np.ones(10)),
+    "integers": (lambda: 1.0 - jnp.arange(10.0) % 2, np.arange(10) % 2 == 0),
+    "a product": (lambda: 0.1 * jnp.repeat(jnp.arange(2.0), 5) / 3, np.arange(10) > 4),
+    "a decision": (lambda: jnp.where(cancelling(10) == 0, 0.0, 1.0), np.ones(10)),
+}
+
+
+@pytest.mark.parametrize("name", SURE)
+def test_zeros_that_are_sure(name):
+    """A constant factor is zero if rounding errors have no part in it."""
+    factor, expected = SURE[name]
+    found = inferred(lambda y: factor() * y, jnp.ones(10))
+    np.testing.assert_array_equal(found, np.diag(expected != 0))
+
+
 #
 # Windows, against XLA: what only moves or sums entries is found exactly
 #

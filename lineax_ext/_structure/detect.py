@@ -4,7 +4,7 @@ import collections
 import math
 import warnings
 from collections.abc import Hashable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import equinox as eqx
 import jax
@@ -37,9 +37,17 @@ def detect(
     Cached by the value of the computation. `None` stands for every entry, which nobody
     needs a list of. A warning names the primitives without a rule for which it does.
     """
+    return detect_in_shape(operator, by)[1]
+
+
+def detect_in_shape(
+    operator: lx.AbstractLinearOperator, by: Literal["columns", "rows"] | None = None
+) -> tuple[tuple[int, int], Pattern | None]:
+    """The same, and the shape of the matrix: to ask the operator for it may be to trace
+    its function once more."""
     known = known_pattern(operator)
     if known is not None:
-        return known
+        return known.shape, known
     operator = untagged(operator)
     by = direction(operator, by)
     constants = _constants(operator)
@@ -65,8 +73,11 @@ def detect(
     def apply(arrays, seed):
         return reader(eqx.combine(arrays, static), by).apply(seed)
 
-    pattern = _cached_pattern(jax.make_jaxpr(apply)(arrays, seed), 1, Flow)
-    return pattern if pattern is None or by == "columns" else pattern.T
+    program = jax.make_jaxpr(apply)(arrays, seed)
+    (m, n), pattern = _cached_pattern(program, 1, Flow)
+    if by == "columns":
+        return (m, n), pattern
+    return (n, m), None if pattern is None else pattern.T
 
 
 def _struct(x: Any) -> jax.ShapeDtypeStruct:
@@ -86,14 +97,14 @@ def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:
     return {k: x for k, x in found.items() if not isinstance(x, Tracer)}
 
 
-_cache: collections.OrderedDict[Hashable, Pattern | None] = collections.OrderedDict()
+_Found: TypeAlias = tuple[tuple[int, int], Pattern | None]
+
+_cache: collections.OrderedDict[Hashable, _Found] = collections.OrderedDict()
 _cache_size = 64
 
 
-def _cached_pattern(
-    program: jex.ClosedJaxpr, inputs: int, flow: type[Flow]
-) -> Pattern | None:
-    key = flow, inputs, fingerprint(program, {}, flow is Differential)
+def _cached_pattern(program: jex.ClosedJaxpr, inputs: int, flow: type[Flow]) -> _Found:
+    key = flow, inputs, fingerprint(program, flow is Differential)
     if key not in _cache:
         _cache[key] = _pattern(program, inputs, flow())
         while len(_cache) > _cache_size:
@@ -102,15 +113,15 @@ def _cached_pattern(
     return _cache[key]
 
 
-def _pattern(program: jex.ClosedJaxpr, inputs: int, flow: Flow) -> Pattern | None:
+def _pattern(program: jex.ClosedJaxpr, inputs: int, flow: Flow) -> _Found:
     invars, outvars = program.jaxpr.invars, program.jaxpr.outvars
     size = lambda atoms: sum(math.prod(x.aval.shape) for x in atoms)
     m, n = size(outvars), size(invars[len(invars) - inputs :])
     if min(m, n) == 0:
-        return Pattern([], [], (m, n))
+        return (m, n), Pattern([], [], (m, n))
     found = follow(flow, program, inputs)
     if not found.is_dense():
-        return Pattern(*found.pairs(), (m, n))
+        return (m, n), Pattern(*found.pairs(), (m, n))
     if flow.strangers:
         names = ", ".join(map(repr, flow.strangers))
         warnings.warn(
@@ -119,4 +130,4 @@ def _pattern(program: jex.ClosedJaxpr, inputs: int, flow: Flow) -> Pattern | Non
             "not, say so by tags, or by `AutoStructuredLinearSolver(pattern=...)`.",
             stacklevel=2,
         )
-    return None
+    return (m, n), None

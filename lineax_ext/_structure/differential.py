@@ -61,7 +61,7 @@ class Differential(Flow):
 def _derivative(eqn: jex.JaxprEqn, moving: list[bool]) -> jex.ClosedJaxpr:
     if eqn.primitive.name == "custom_jvp_call":  # a new function each time
         return linearised(eqn, moving)
-    key = fingerprint(alone(eqn), {}, True), tuple(moving)
+    key = fingerprint(alone(eqn), True), tuple(moving)
     if key not in _programs:
         if len(_programs) >= _most_programs:
             _programs.clear()

@@ -14,26 +14,41 @@ from .linearised import inputs, is_smooth, linearised
 
 
 def fingerprint(
-    jaxpr: jex.Jaxpr | jex.ClosedJaxpr,
-    numbers: dict[Any, int],
-    differentiated: bool = False,
+    jaxpr: jex.Jaxpr | jex.ClosedJaxpr, differentiated: bool = False
 ) -> Hashable:
     """Nested tuples that are equal for equal computations, and if they are to be
     `differentiated`, for equal derivatives."""
-    # Closed and open ones are of one class from jax 0.12 on.
-    consts = tuple(map(_value, getattr(jaxpr, "consts", ())))
-    jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+    return _Fingerprint(differentiated)(jaxpr)
 
-    def atom(x):
+
+class _Fingerprint:
+    def __init__(self, differentiated: bool):
+        self.differentiated = differentiated
+        self.numbers: dict[Any, int] = {}
+        self.seen: dict[int, int] = {}
+
+    def __call__(self, jaxpr: jex.Jaxpr | jex.ClosedJaxpr) -> Hashable:
+        # What is called many times is one and the same; its variables have numbers.
+        if id(jaxpr) in self.seen:
+            return self.seen[id(jaxpr)]
+        self.seen[id(jaxpr)] = len(self.seen)
+        # Closed and open ones are of one class from jax 0.12 on.
+        consts = tuple(map(_value, getattr(jaxpr, "consts", ())))
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        ins = tuple(map(self.atom, (*jaxpr.constvars, *jaxpr.invars)))
+        equations = tuple(map(self.equation, jaxpr.eqns))
+        return consts, ins, equations, tuple(map(self.atom, jaxpr.outvars))
+
+    def atom(self, x):
         if isinstance(x, jex.Literal):
             return _value(x.val)
-        return numbers.setdefault(x, len(numbers)), x.aval
+        return self.numbers.setdefault(x, len(self.numbers)), x.aval
 
-    def param(x):
+    def param(self, x):
         if isinstance(x, jex.Jaxpr | jex.ClosedJaxpr):
-            return fingerprint(x, numbers, differentiated)
+            return self(x)
         if isinstance(x, tuple | list):
-            return tuple(map(param, x))
+            return tuple(map(self.param, x))
         if isinstance(x, np.ndarray):
             return _value(x)
         try:
@@ -42,29 +57,27 @@ def fingerprint(
             return object()  # like nothing else
         return x
 
-    def equation(eqn):
-        # A callback is opaque, whichever it is; and often a new one each time.
-        named = () if "callback" in eqn.primitive.name else sorted(eqn.params)
-        if eqn.primitive.name == "custom_jvp_call":
-            called = fingerprint(eqn.params["call_jaxpr"], numbers, differentiated)
-            params = [called, _rule(eqn, numbers) if differentiated else None]
+    def equation(self, eqn: jex.JaxprEqn) -> Hashable:
+        name, params = eqn.primitive.name, eqn.params
+        if "callback" in name:  # opaque, whichever it is; and often a new one each time
+            found = []
+        elif name == "custom_jvp_call":
+            found = [self(params["call_jaxpr"]), self.rule(eqn)]
         else:
-            params = [(name, param(eqn.params[name])) for name in named]
-        ins, outs = map(atom, eqn.invars), map(atom, eqn.outvars)
-        return eqn.primitive, tuple(ins), tuple(outs), tuple(params)
+            found = [(key, self.param(params[key])) for key in sorted(params)]
+        ins, outs = map(self.atom, eqn.invars), map(self.atom, eqn.outvars)
+        return eqn.primitive, tuple(ins), tuple(outs), tuple(found)
 
-    ins = map(atom, (*jaxpr.constvars, *jaxpr.invars))
-    outs = map(atom, jaxpr.outvars)
-    return consts, tuple(ins), tuple(map(equation, jaxpr.eqns)), tuple(outs)
-
-
-def _rule(eqn: jex.JaxprEqn, numbers: dict[Any, int]) -> Hashable:
-    """Of a function with a derivative of its own: that is a new one each time, too."""
-    try:
-        rule = linearised(eqn, [is_smooth(x) for x in inputs(eqn)])
-    except Exception:  # it has none, where none may be needed
-        return object()
-    return fingerprint(rule, numbers)
+    def rule(self, eqn: jex.JaxprEqn) -> Hashable:
+        """What comes with a function that has a derivative of its own is a new function
+        each time, too: compared by what it does."""
+        if not self.differentiated:
+            return None
+        try:
+            rule = linearised(eqn, [is_smooth(x) for x in inputs(eqn)])
+        except Exception:  # it has none, where none may be needed
+            return object()
+        return fingerprint(rule)
 
 
 def _value(x: Any) -> Hashable:

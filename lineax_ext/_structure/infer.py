@@ -4,12 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._flat import tree_size
-from .detect import detect
-from .pattern import Pattern
+from .detect import detect, detect_in_shape
+from .pattern import full, Pattern
 
 
 def infer_pattern(
@@ -57,13 +55,8 @@ def infer_pattern(
         Hill, Dalle, *Sparser, Better, Faster, Stronger: Sparsity Detection for
         Efficient Automatic Differentiation* (2025), arXiv:2501.17737.
     """
-    operator = _jacobian(fn, y, args)
-    pattern = detect(operator)
-    if pattern is not None:
-        return pattern
-    m, n = (tree_size(x()) for x in (operator.out_structure, operator.in_structure))
-    rows, cols = np.divmod(np.arange(m * n), n)
-    return Pattern(rows, cols, (m, n))
+    shape, pattern = detect_in_shape(_jacobian(fn, y, args))
+    return full(*shape) if pattern is None else pattern
 
 
 def infer_tags(

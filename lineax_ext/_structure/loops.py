@@ -42,7 +42,7 @@ def _settled(x: Value, before: Value) -> Value:
     if (
         x is not before
         and isinstance(x, Constant)
-        and (x.value is None or x.value.size > 1000)
+        and (x.value is None or x.value.size > 1000 or x.shaken is None)
     ):
         return unknown
     return x
@@ -95,9 +95,7 @@ def scan(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
 def _slice(x: Value, i: int) -> Value:
     if isinstance(x, IndexSets):
         return x.map(lambda place: place[i], x.shape[1:])
-    # `None` cannot be indexed, and then neither is the slice known.
-    whole: Any = x
-    return Constant(lambda: whole.value[i]) if isinstance(x, Constant) else x
+    return x[i] if isinstance(x, Constant) else x
 
 
 def _stack(parts: list[Value], shape: tuple[int, ...]) -> Value:

@@ -14,7 +14,7 @@ import jax.extend.core as jex
 import numpy as np
 
 from .index_sets import IndexSets, union
-from .values import known, Value
+from .values import known, nonzero, Value
 
 
 Outs = Sequence[Value] | None
@@ -48,7 +48,7 @@ def linear(values: Sequence[Value]) -> list[IndexSets]:
     neg sign nextafter floor ceil round is_finite exp exp2 log expm1 log1p tanh logistic
     sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh real imag conj complex
     abs sqrt rsqrt cbrt square integer_pow pow not and or xor population_count clz add
-    add_any sub mulhi div rem max min shift_left shift_right_arithmetic
+    add_any sub mulhi rem max min shift_left shift_right_arithmetic
     shift_right_logical eq ne ge gt le lt eq_to le_to lt_to clamp lgamma digamma
     polygamma igamma igamma_grad_a igammac zeta bessel_i0e bessel_i1e erf erfc erf_inv
     regularized_incomplete_beta random_gamma_grad convert_element_type
@@ -63,14 +63,23 @@ def elementwise(eqn, ins):
 @rule("mul")
 def multiply(eqn, ins):
     """A constant factor that is zero takes an entry out, if nothing else is one."""
+    return [_without_zeros(eqn, ins, ins)]
+
+
+@rule("div")
+def divide(eqn, ins):
+    return [_without_zeros(eqn, ins, ins[:1])]
+
+
+def _without_zeros(eqn, ins, factors: Sequence[Value]) -> IndexSets:
     shape = shape_of(eqn.outvars[0])
     out = union(linear(ins), shape)
-    for x in ins:
-        factor = known(x)
-        if factor is not None and not np.all(factor):
-            mask = np.broadcast_to(factor != 0, shape)
+    for x in factors:
+        factor = nonzero(x)
+        if factor is not None and not factor.all():
+            mask = np.broadcast_to(factor, shape)
             out = out.map(lambda place, mask=mask: np.where(mask, place, 0), shape)
-    return [out]
+    return out
 
 
 @rule("optimization_barrier device_put")

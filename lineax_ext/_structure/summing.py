@@ -6,7 +6,7 @@ import numpy as np
 
 from .index_sets import accumulate, collect, IndexSets, summed, union
 from .rules import linear, rule, shape_of
-from .values import known
+from .values import nonzero
 from .windows import outer_index, sliding
 
 
@@ -42,7 +42,7 @@ def dot_general(eqn, ins):
     shape = shape_of(eqn.outvars[0])
     found = []
     for side in (0, 1):
-        x, factor = ins[side], known(ins[1 - side])
+        x, factor = ins[side], nonzero(ins[1 - side])
         if not isinstance(x, IndexSets):
             continue
         free = [
@@ -134,9 +134,9 @@ def convolution(eqn, ins):
     used = at[0] >= 0
     arrange = (spec.lhs_spec, spec.rhs_spec)
     for side in (0, 1):
-        factor = known(ins[side])
+        factor = nonzero(ins[side])
         if factor is not None:
-            used &= factor.transpose(arrange[side]).reshape(-1)[at[side]] != 0
+            used &= factor.transpose(arrange[side]).reshape(-1)[at[side]]
     owner = np.arange(math.prod(out_t)).reshape(out_t + [1] * (rank - 1))
     owner = np.broadcast_to(owner, shape)[used]
     found = []

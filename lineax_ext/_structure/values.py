@@ -14,18 +14,42 @@ from .windows import scattered_windows
 
 
 class Constant:
-    """Depends on no argument. Computed when asked for."""
+    """Depends on no argument. Computed when asked for.
 
-    def __init__(self, evaluate: Callable[[], Any]):
-        self._evaluate = evaluate
+    `shaken` computes it once more, with other rounding errors; it is `None` for what
+    has none.
+    """
+
+    def __init__(
+        self, evaluate: Callable[[], Any], shaken: Callable[[], Any] | None = None
+    ):
+        self._evaluate, self._shaken = evaluate, shaken
+
+    @property
+    def is_exact(self) -> bool:
+        return self._shaken is None
 
     @ft.cached_property
     def value(self) -> np.ndarray | None:
         """`None` if it cannot be computed, as by a primitive of some other device."""
-        try:
-            return np.asarray(self._evaluate())
-        except Exception:
-            return None
+        return _computed(self._evaluate)
+
+    @ft.cached_property
+    def shaken(self) -> np.ndarray | None:
+        return self.value if self._shaken is None else _computed(self._shaken)
+
+    def __getitem__(self, i: int) -> "Constant":
+        # `None` cannot be indexed, and then neither is the slice known.
+        whole: Any = self
+        shaken = None if self.is_exact else lambda: whole.shaken[i]
+        return Constant(lambda: whole.value[i], shaken)
+
+
+def _computed(evaluate: Callable[[], Any]) -> np.ndarray | None:
+    try:
+        return np.asarray(evaluate())
+    except Exception:
+        return None
 
 
 class Unknown:
@@ -42,23 +66,70 @@ def constant(value: Any) -> Constant:
 
 
 def known(x: Value) -> np.ndarray | None:
-    return x.value if isinstance(x, Constant) else None
+    """The value of a constant; of an index or a predicate only if it is the same
+    whatever the rounding errors are from which it comes."""
+    if not isinstance(x, Constant) or x.value is None:
+        return None
+    if x.is_exact or x.value.dtype.kind in "fc":
+        return x.value
+    same = x.shaken is not None and np.array_equal(x.value, x.shaken)
+    return x.value if same else None
+
+
+def nonzero(x: Value) -> np.ndarray | None:
+    """Where a constant is not zero. A sum that only happens to cancel is not: compiled,
+    it may leave a rounding error."""
+    if not isinstance(x, Constant) or x.value is None:
+        return None
+    found = np.asarray(x.value != 0)
+    if x.is_exact or found.all():
+        return found
+    return None if x.shaken is None else found | (x.shaken != 0)
+
+
+_rng = np.random.default_rng(0)
+
+
+def _shake(x: np.ndarray) -> np.ndarray:
+    """With another rounding error; integers have none."""
+    if x.dtype.kind not in "fc":
+        return x
+    error = 2.0**12 * np.finfo(x.dtype).eps * _rng.uniform(-1, 1, x.shape)
+    return np.where(x == np.rint(x), x, x * (1 + error)).astype(x.dtype)
 
 
 def independent(eqn: jex.JaxprEqn, ins: Sequence[Value]) -> list[Value]:
     """The outputs of an equation that has no input that depends on v."""
     if not all(isinstance(x, Constant) for x in ins) or not _is_pure(eqn):
         return [unknown] * len(eqn.outvars)
+    constants = [x for x in ins if isinstance(x, Constant)]
 
-    @ft.cache
-    def evaluate():
-        arrays = [known(x) for x in ins]
+    def compute(arrays):
         if any(x is None for x in arrays):
             raise ValueError("An input cannot be computed.")
         out = _evaluate(eqn, arrays)
         return out if eqn.primitive.multiple_results else [out]
 
-    return [Constant(lambda i=i: evaluate()[i]) for i in range(len(eqn.outvars))]
+    @ft.cache
+    def evaluate():
+        return compute([x.value for x in constants])
+
+    @ft.cache
+    def shaken():
+        arrays = [x.shaken for x in constants]
+        return compute([x if x is None else _shake(x) for x in arrays])
+
+    exact = all(x.is_exact for x in constants) and _keeps_zeros(eqn)
+    return [
+        Constant(lambda i=i: evaluate()[i], None if exact else lambda i=i: shaken()[i])
+        for i in range(len(eqn.outvars))
+    ]
+
+
+def _keeps_zeros(eqn: jex.JaxprEqn) -> bool:
+    """Whether its output is zero where it is, whatever the rounding errors are."""
+    inexact = any(jnp.issubdtype(_aval(x).dtype, jnp.inexact) for x in eqn.invars)
+    return not inexact or eqn.primitive.name in _exact
 
 
 def _is_pure(eqn: jex.JaxprEqn) -> bool:
@@ -178,6 +249,15 @@ _numpy: dict[str, Callable[..., Any]] = MOVES | {
     "copy": lambda x: x,
     "select_n": _select,
     "convert_element_type": _convert,
+}
+
+
+_exact = {
+    *MOVES,
+    *"""
+    iota pad gather dynamic_slice dynamic_update_slice scatter select_n copy neg abs
+    sign mul max min lt le gt ge eq ne convert_element_type
+    """.split(),
 }
 
 
