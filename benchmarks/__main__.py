@@ -1,4 +1,4 @@
-"""`python -m benchmarks [claim ...] [--quick] [--out FOLDER]`, from the repository."""
+"""`python -m benchmarks [claim ...] [--quick] [--only TEXT] [--out FOLDER]`."""
 
 import argparse
 import importlib
@@ -20,7 +20,16 @@ def main() -> int:
     parser.add_argument("claim", nargs="*", help=f"of: {', '.join(claims)}; or all")
     parser.add_argument("--quick", action="store_true", help="small sizes, for CI")
     parser.add_argument("--out", help="folder for the results (default: results/)")
+    parser.add_argument(
+        "--only",
+        default="",
+        metavar="TEXT",
+        help="the cases of one claim that have it in their names, if the claim can; "
+        "the others stay as they are in the results",
+    )
     arguments = parser.parse_args()
+    if arguments.only and len(arguments.claim) != 1:
+        parser.error("--only goes with one claim")
     if unknown := set(arguments.claim) - set(claims):
         parser.error(f"no such claim: {', '.join(sorted(unknown))}")
 
@@ -37,7 +46,9 @@ def main() -> int:
         if hasattr(module, "run"):  # counts, where there is nothing to time
             wrong += module.run(quick=arguments.quick, out=out)
         else:
-            wrong += harness.run(module, quick=arguments.quick, out=out)
+            wrong += harness.run(
+                module, quick=arguments.quick, out=out, only=arguments.only
+            )
     print(f"\nResults are in {out}")
     for line in wrong:
         print(f"WRONG: {line}")

@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import importlib
 import importlib.metadata as metadata
-import math
 import pathlib
 import sys
 import time
@@ -40,6 +39,8 @@ _PLAIN = {fn: dict(fn.registry) for fn in vars(lx).values() if hasattr(fn, "regi
 # fit, and no more than `_MAX_TURNS`. The rest before a turn is for the threads of the
 # other side: OpenBLAS lets its own spin for some 25 ms after a call.
 _TURN_SECONDS, _MAX_TURNS, _REST_SECONDS = 0.02, 60, 0.03
+# Where the warm-up took longer, it is the only call.
+_LONG_SECONDS = 5.0
 
 
 class Side(NamedTuple):
@@ -50,6 +51,7 @@ class Side(NamedTuple):
     host: bool = False  # outside of JAX: called as it is, on NumPy arrays
     may_fail: bool = False  # a wrong answer is reported, and does not fail the run
     once: bool = False  # slow: it is called once, and that is what is timed
+    compile_seconds: float | None = None  # of a `host` side that was compiled before
     note: str = ""
 
 
@@ -133,9 +135,12 @@ def plain_lineax() -> Iterator[None]:
 def _prepare(side: Side, args: tuple) -> tuple[Callable[[], Any], dict[str, Any]]:
     """A call without arguments, and what compiling it took."""
     assert side.fn is not None
-    fn, noted = side.fn, {"note": side.note} if side.note else {}
+    fn = side.fn
+    noted: dict[str, Any] = {"note": side.note} if side.note else {}
     if side.host:
         args = jax.tree_util.tree_map(np.asarray, args)
+        if side.compile_seconds is not None:
+            noted["compile_seconds"] = side.compile_seconds
         return lambda: fn(*args), noted
     jax.clear_caches()  # otherwise the second side finds what the first one traced
     jax.block_until_ready(jax.jit(lambda x: x + 1)(0.0))
@@ -150,9 +155,10 @@ def _prepare(side: Side, args: tuple) -> tuple[Callable[[], Any], dict[str, Any]
 
 
 def _least_times(
-    calls: dict[str, Callable[[], Any]], seconds: float
+    calls: dict[str, Callable[[], Any]], first: dict[str, float], seconds: float
 ) -> dict[str, float]:
-    least = dict.fromkeys(calls, math.inf)
+    least = dict(first)
+    calls = {name: call for name, call in calls.items() if first[name] < _LONG_SECONDS}
     stop = time.perf_counter() + seconds
     for turn in range(_MAX_TURNS):
         if turn >= 2 and time.perf_counter() > stop:
@@ -170,7 +176,7 @@ def _least_times(
 
 def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
     """The record of one case, as it goes into the JSON file."""
-    calls, sides, wrong, first_calls = {}, {}, [], {}
+    calls, sides, warm_up, wrong = {}, {}, {}, []
     for name, side in case.sides.items():
         side = side if isinstance(side, Side) else Side(side)
         if side.fn is None:
@@ -178,9 +184,9 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
             continue
         calls[name], sides[name] = _prepare(side, case.args)
         begin = time.perf_counter()
-        answer = calls[name]()  # the warm-up
+        answer = calls[name]()
+        warm_up[name] = time.perf_counter() - begin
         if side.once:
-            first_calls[name] = time.perf_counter() - begin
             del calls[name]
         sides[name]["error"] = float(case.error(answer))
         if not sides[name]["error"] <= case.tolerance and not side.may_fail:
@@ -188,12 +194,8 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         if case.steps is not None and (steps := case.steps(answer)) is not None:
             sides[name]["steps"] = int(steps)
         del answer
-    least = _least_times(calls, min(0.5, case.seconds) if quick else case.seconds)
-    least = {
-        name: (least | first_calls)[name]
-        for name in sides
-        if name in least | first_calls
-    }
+    seconds = min(0.5, case.seconds) if quick else case.seconds
+    least = _least_times(calls, warm_up, seconds)
     first = least.get(next(iter(case.sides)))
     for name, seconds in least.items():
         ratio = None if first is None else first / seconds
@@ -214,8 +216,13 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def run(claim: types.ModuleType, *, quick: bool, out: pathlib.Path) -> list[str]:
+def run(
+    claim: types.ModuleType, *, quick: bool, out: pathlib.Path, only: str = ""
+) -> list[str]:
     """Measures all cases of a claim; prints, and writes `out/<claim>.json` and `.png`.
+
+    With `only`, the cases that `claim.cases(quick, only)` has; others that the JSON
+    file holds are kept in it.
 
     **Returns:** a line for every side whose answer was wrong.
     """
@@ -223,10 +230,14 @@ def run(claim: types.ModuleType, *, quick: bool, out: pathlib.Path) -> list[str]
     title = (claim.__doc__ or name).strip().splitlines()[0]
     print(f"\n{name}: {title}")
     records = []
-    for case in claim.cases(quick):
+    for case in claim.cases(quick, only) if only else claim.cases(quick):
         if not records or case.panel != records[-1]["panel"]:
             print(f"\n  {case.panel}")
         records.append(measure(case, quick=quick))
         print(report.as_text(records[-1]), flush=True)
-    report.write(name, title, records, quick=quick, out=out)
+    kept = report.read(name, out) if only else []
+    new = {(r["panel"], r["label"]) for r in records}
+    kept = [r for r in kept if (r["panel"], r["label"]) not in new]
+    pictures = getattr(claim, "PICTURES", {})
+    report.write(name, title, kept + records, quick=quick, out=out, pictures=pictures)
     return [f"{name}, {r['label']}: {side}" for r in records for side in r["wrong"]]

@@ -8,7 +8,8 @@ import os
 import pathlib
 import platform
 import textwrap
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +77,14 @@ def as_text(record: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def read(name: str, out: pathlib.Path) -> list[dict[str, Any]]:
+    """The cases of `out/<name>.json`, if there are any."""
+    path = out / f"{name}.json"
+    if not path.exists():
+        return []
+    return json.loads(path.read_text(encoding="utf-8"))["cases"]
+
+
 def save(
     name: str, title: str, records: list[Any], *, quick: bool, out: pathlib.Path
 ) -> dict[str, Any]:
@@ -104,11 +113,17 @@ def write(
     *,
     quick: bool,
     out: pathlib.Path,
+    pictures: Mapping[str, tuple[str, ...]] = types.MappingProxyType({}),
 ) -> None:
-    """Writes `out/<name>.json` and `out/<name>.png`."""
+    """Writes `out/<name>.json` and `out/<name>.png`; and of some panels alone those
+    `pictures`, by name, of which there are any."""
     result = save(name, title, records, quick=quick, out=out)
     try:
         _draw(result, out / f"{name}.png")
+        for picture, panels in pictures.items():
+            some = [case for case in result["cases"] if case["panel"] in panels]
+            if some:
+                _draw(result | {"cases": some}, out / f"{picture}.png")
     except ImportError:
         print("  no figure: matplotlib is not installed")
 

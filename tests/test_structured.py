@@ -5,6 +5,7 @@ and compare with NumPy; a few whole solves are compared with those of diffrax.
 """
 
 import ast
+import concurrent.futures
 import contextlib
 import functools as ft
 import inspect
@@ -502,6 +503,25 @@ def test_dtype(dtype):
     assert_close(slope, 2 * np.real(np.vdot(expected, tangent)), 10 * rtol)
 
 
+@pytest.mark.parametrize("dtype", (np.float32, np.complex128))
+@pytest.mark.filterwarnings("ignore:Complex")
+def test_dtype_of_runge_kutta(dtype):
+    """The first stage of the first step is explicit, and has the identity."""
+    y0, real = jnp.asarray(START, dtype), np.zeros((), dtype).real.dtype
+    solver = lxe.structured(dfx.Kvaerno3(root_finder=dfx.VeryChord(1e-6, 1e-6)))
+    terms = dfx.ODETerm(lambda t, u, args: -u)
+    t0, t1 = jnp.zeros((), real), jnp.asarray(DT, real)
+
+    @jax.jit
+    def step(y0):
+        state = solver.init(terms, t0, t1, y0, None)
+        return solver.step(terms, t0, t1, y0, None, state, False)[0]
+
+    y1 = step(y0)
+    assert y1.dtype == dtype
+    assert_close(y1, START * np.exp(-DT), 1e-6)
+
+
 #
 # A genuine solver of diffrax, and nothing of diffrax changed
 #
@@ -545,6 +565,17 @@ def test_nothing_is_patched():
         _solve(lxe.structured(dfx.Kvaerno3()), term=fail)
     assert optx.root_find is root_find and dfx.AbstractRungeKutta.step is step
     assert step.__globals__ == seen
+
+
+def test_threads():
+    """Traced at the same time, with and without."""
+    solvers = [EULER, lxe.structured(EULER)] * 3
+    with concurrent.futures.ThreadPoolExecutor(len(solvers)) as pool:
+        found = list(pool.map(_one_step, solvers))
+    expected, _ = _numpy_step(EULER, START, DIFFUSION)
+    for slope, (y, _) in found:
+        assert_close(y, expected, 1e-11)
+        assert_close(slope, _slope(EULER), 1e-8)
 
 
 @pytest.mark.parametrize("method", (dfx.AbstractRungeKutta, dfx.ImplicitEuler))
