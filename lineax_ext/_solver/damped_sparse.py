@@ -4,10 +4,11 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
+from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
 from .._factor.sparse_normal import (
     factorise,
@@ -181,22 +182,45 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         matrix = as_sparse(operator, self.pattern)
         made = normal(matrix.values, matrix.pattern)
         vector = ravel(vector).astype(made.values.dtype)
-        return _Secular(made, vector, _evaluate(made, vector, 0))
+        return _Secular(made, vector, _newton(made, vector))
+
+
+def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
+    """x(0); where that does not exist, as that of poses which nothing holds, x(λ) for a
+    λ that is nothing beside A. One loop: a factorisation is compiled once."""
+    eps = jnp.finfo(normal.norms.dtype).eps
+    small = eps * jnp.max(normal.norms, initial=0) ** 2
+
+    def evaluate(state):
+        *_, count = state
+        evaluated, good = _evaluate(normal, vector, jnp.where(count == 0, 0, small))
+        return evaluated, good, count + 1
+
+    def unfinished(state):
+        _, good, count = state
+        return ~good & (count < 2)
+
+    shape = eqx.filter_eval_shape(_evaluate, normal, vector, 0)[0]
+    zeros = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    start = zeros, jnp.array(False), jnp.int32(0)
+    return lax.while_loop(unfinished, evaluate, start)[0]
 
 
 def _evaluate(
     normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
-) -> Evaluated:
+) -> tuple[Evaluated, Bool[Array, ""]]:
     root = jnp.sqrt(jnp.asarray(damping).astype(normal.norms.dtype))
     made = factorise(normal, root, None)
     zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
-    x = solve(made, (vector, zeros))[0] / made.lengths.astype(vector.dtype)
+    z, _, good = solve(made, (vector, zeros))
+    x = z / made.lengths.astype(vector.dtype)
     # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
     none = jnp.zeros_like(vector), zeros
-    _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
+    _, y, also_good = solve(made, none, x / made.lengths.astype(x.dtype))
     slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
     norm = jnp.linalg.norm(x)
-    return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+    evaluated = Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+    return evaluated, good & also_good
 
 
 class _Secular(eqx.Module):
@@ -210,7 +234,7 @@ class _Secular(eqx.Module):
         return self.undamped
 
     def evaluate(self, damping: ScalarLike) -> Evaluated:
-        return _evaluate(self.normal, self.vector, damping)
+        return _evaluate(self.normal, self.vector, damping)[0]
 
     def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return x
