@@ -52,7 +52,7 @@ class Problem(NamedTuple):
         leaves = jax.tree_util.tree_leaves(self.fn(y.reshape(self.y.shape), self.args))
         return jnp.concatenate([x.reshape(-1) for x in leaves])
 
-    def scipy(self, y: Array, **kwargs) -> Any:
+    def scipy(self, y: Any, **kwargs) -> Any:
         fn = jax.jit(self.flat)
         return scipy.optimize.least_squares(
             lambda y: np.asarray(fn(y)),

@@ -8,9 +8,12 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
+from .._arrangement import Entries
 from .._factor.sparse_normal import (
+    dense_rows,
     factorise,
     Factorised,
     is_singular,
@@ -19,9 +22,10 @@ from .._factor.sparse_normal import (
     solve,
 )
 from .._factor.sparse_product import sparse_product
-from .._flat import ravel, result_dtype
+from .._flat import ravel, result_dtype, unravel
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
+from .._structure.extract import untagged
 from .._structure.pattern import Pattern
 from .damped import (
     AbstractDampedSolver,
@@ -52,7 +56,40 @@ def as_sparse(
     if len(pattern) == 0:
         dtype = result_dtype(operator.out_structure())
         return SparseMatrixLinearOperator(jnp.zeros((0,), dtype), pattern)
-    return SparseMatrixLinearOperator(lax.stop_gradient(entries.values()), pattern)
+    long = dense_rows(pattern)
+    if len(long) == 0 or not isinstance(untagged(operator), _transposable):
+        values = entries.values()
+    else:
+        values = _by_rows_and_columns(entries.operator, pattern, long)
+    return SparseMatrixLinearOperator(lax.stop_gradient(values), pattern)
+
+
+# Others have their entries at hand.
+_transposable = lx.FunctionLinearOperator, lx.JacobianLinearOperator
+
+
+def _by_rows_and_columns(
+    operator: lx.AbstractLinearOperator, pattern: Pattern, long: np.ndarray
+) -> Inexact[Array, " entries"]:
+    """The rows `long` one by one; of the others the columns, by their colours.
+
+    By columns alone a row that is full would need an application for each unknown.
+    """
+    m, _ = pattern.shape
+    is_long = np.isin(pattern.rows, long)
+    rest = Pattern(pattern.rows[~is_long], pattern.cols[~is_long], pattern.shape)
+    dtype = result_dtype(operator.out_structure())
+    transpose, structure = operator.T, operator.out_structure()
+    units = jnp.asarray(np.equal.outer(long, np.arange(m)), dtype)
+    rows = jax.vmap(lambda unit: ravel(transpose.mv(unravel(unit, structure))))(units)
+    number = np.searchsorted(long, pattern.rows[is_long])
+    taken = rows[number, pattern.cols[is_long]].astype(dtype)
+    values = jnp.zeros((len(pattern),), dtype)
+    values = values.at[np.flatnonzero(is_long)].set(taken, unique_indices=True)
+    if len(rest) == 0:
+        return values
+    others = Entries(operator, rest).values().astype(dtype)
+    return values.at[np.flatnonzero(~is_long)].set(others, unique_indices=True)
 
 
 class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
@@ -70,8 +107,9 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
     that is not reached, the result is `RESULTS.singular`. `DampedQR` loses nothing with
     any A, and is the choice for ill-conditioned dense ones.
 
-    A few rows that are far longer than all others stay out of the fronts: each costs
-    one more correction. Read by columns they still need a colour for each entry.
+    A few rows that are far longer than all others, such as a prior on a sum, stay out
+    of the fronts: a matrix of low rank, for which conjugate gradients take one more
+    correction a row. Those of a Jacobian are read by rows, the others by columns.
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
