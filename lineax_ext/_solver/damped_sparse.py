@@ -225,9 +225,11 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
 
 def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
     """x(0); where that does not exist, as that of poses which nothing holds, x(λ) for a
-    λ that is nothing beside A. One loop: a factorisation is compiled once."""
-    eps = jnp.finfo(normal.norms.dtype).eps
-    small = eps * jnp.max(normal.norms, initial=0) ** 2
+    λ that is little beside A. One loop: a factorisation is compiled once."""
+    # As large as a pivot has to be: then none is raised, and a solve takes two steps.
+    dtype = normal.norms.dtype
+    least = jnp.sqrt(jnp.asarray(jnp.finfo(dtype).eps, dtype))
+    small = least * jnp.max(normal.norms, initial=0) ** 2
 
     def evaluate(state):
         *_, count = state
