@@ -4,9 +4,10 @@ The residuals are what they are in JAX: no factor graph is written. Beside them 
 SciPy's `trf`, with the same pattern and scaled columns; optimistix, where the dense
 Jacobian fits in memory; and GTSAM, where it is installed, with its own factors.
 
-The referee is SciPy, started from the answer with tolerances of 1e-13: an error is how
-far the sum of squares is above that, relatively. SciPy with its own tolerances often
-stops short of 1e-6, which is reported and no failure.
+The referee takes steps of Gauss–Newton by SuperLU, with SciPy's finite differences,
+from an answer: an error is how far a sum of squares is from the least one, relatively.
+SciPy's `trf` with its own tolerances often stops short of 1e-6, which is reported and
+no failure.
 """
 
 import pathlib
@@ -18,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import scipy.optimize
+import scipy.sparse as sp
+import scipy.sparse.linalg as spl
 from jaxtyping import Array, Float
 
 import lineax_ext as lxe
 
-from .harness import Case, Goal, peer, Side
+from .harness import absent, Case, Goal, peer, Side
 
 
 OURS, THEIRS, SCIPY, GTSAM = "lineax_ext", "optimistix", "SciPy", "GTSAM"
@@ -49,7 +52,7 @@ class Problem(NamedTuple):
         leaves = jax.tree_util.tree_leaves(self.fn(y.reshape(self.y.shape), self.args))
         return jnp.concatenate([x.reshape(-1) for x in leaves])
 
-    def scipy(self, y: Array, **kwargs) -> Any:
+    def scipy(self, y: Any, **kwargs) -> Any:
         fn = jax.jit(self.flat)
         return scipy.optimize.least_squares(
             lambda y: np.asarray(fn(y)),
@@ -61,12 +64,18 @@ class Problem(NamedTuple):
         )
 
     def error(self) -> Callable[[Any], float]:
-        """How far half a sum of squares is above that which SciPy finds from ours."""
+        """How far half a sum of squares is from that which the referee finds."""
         value, _ = jax.jit(fit(self.fn, self.solver(scale="jacobian")))(
             self.y, self.args
         )
-        tight = dict.fromkeys(("ftol", "xtol", "gtol"), 1e-13)
-        least = self.scipy(value, max_nfev=20, **tight).cost
+        y, least = np.ravel(value), np.inf
+        for _ in range(4):
+            at = self.scipy(y, max_nfev=1)
+            least = min(least, at.cost)
+            normal = sp.csc_array(at.jac.T @ at.jac)
+            # Where nothing holds it, what is found is one minimum of many.
+            normal = normal + 1e-10 * sp.diags_array(normal.diagonal())
+            y = y - spl.spsolve(sp.csc_array(normal), at.jac.T @ at.fun)
 
         def error(out: Any) -> float:
             residual = np.asarray(self.flat(jnp.asarray(out[0])))
@@ -98,7 +107,8 @@ def cases(quick: bool) -> Iterator[Case]:
     yield _whole(
         "bundle adjustment, 20 cameras, 2000 points", bundle_adjustment(20, 2000)
     )
-    yield _whole("smoothing spline, 20,000 knots", spline(20_000))
+    slow = absent("not done after 100 s: LSMR takes as many steps as there are knots")
+    yield _whole("smoothing spline, 20,000 knots", spline(20_000), scipy=slow)
 
     problem = manhattan(500).problem()
     ours = fit(problem.fn, problem.solver())
@@ -137,7 +147,12 @@ def cases(quick: bool) -> Iterator[Case]:
         yield _steps("w10000, 10,000 poses, 64,311 edges", found, 6)
 
 
-def _whole(name: str, problem: Problem, world: "World | None" = None) -> Case:
+def _whole(
+    name: str,
+    problem: Problem,
+    world: "World | None" = None,
+    scipy: Side | None = None,
+) -> Case:
     """A fit, from the start to the minimum."""
 
     def by_scipy(y, args):
@@ -147,7 +162,7 @@ def _whole(name: str, problem: Problem, world: "World | None" = None) -> Case:
 
     other = f'{OURS}, scale="jacobian"'
     sides: dict[str, Any] = {
-        SCIPY: Side(by_scipy, host=True, may_fail=True),
+        SCIPY: Side(by_scipy, host=True, may_fail=True) if scipy is None else scipy,
         OURS: fit(problem.fn, problem.solver()),
         other: fit(problem.fn, problem.solver(scale="jacobian")),
     }
@@ -161,7 +176,7 @@ def _whole(name: str, problem: Problem, world: "World | None" = None) -> Case:
         error=problem.error(),
         tolerance=1e-6,
         steps=steps,
-        goals=(Goal(other, SCIPY, 5),),
+        goals=() if scipy else (Goal(OURS, SCIPY, 5), Goal(other, SCIPY, 5)),
         seconds=20.0,
     )
 

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
@@ -130,6 +131,48 @@ def test_complex():
     y0 = np.concatenate([z0.real, z0.imag])
     expected = least(split, y0)
     assert abs(half_square(residuals, fit.value, data) - expected) <= 1e-9 * expected
+
+
+def with_a_sum(u, data):
+    """Each residual of its own, and one of all unknowns."""
+    return jnp.tanh(u) - data, 0.5 * jnp.diff(u), jnp.sum(u) * jnp.ones(1) - 3
+
+
+def test_a_dense_row():
+    n = 120
+    data = jnp.asarray(0.5 * np.sin(np.linspace(0, 6, n)))
+    fit = fitted(with_a_sum, jnp.zeros(n), data)
+    assert fit.result == optx.RESULTS.successful
+    expected = least(with_a_sum, np.zeros(n), data)
+    found = half_square(with_a_sum, fit.value, data)
+    assert abs(found - expected) <= 1e-9 * expected
+
+
+@pytest.mark.parametrize("jac", ("fwd", "bwd"))
+def test_a_dense_row_of_an_operator(jac):
+    n = 100
+    at, data = jnp.linspace(-1, 1, n), jnp.zeros(n)
+    operator = lx.JacobianLinearOperator(with_a_sum, at, data, jac=jac)
+    b = with_a_sum(at, data)
+    x = lxe.damped_solve(operator, b, 0.1, lxe.DampedSparse()).value
+    matrix = np.concatenate(
+        [
+            np.diag(1 / np.cosh(at) ** 2),
+            0.5 * np.diff(np.eye(n), axis=0),
+            np.ones((1, n)),
+        ]
+    )
+    stack = np.concatenate([matrix, np.sqrt(0.1) * np.eye(n)])
+    right = np.concatenate([*b, np.zeros(n)])
+    assert_close(x, np.linalg.lstsq(stack, right, rcond=None)[0], 1e-11)
+
+
+def test_a_dense_row_is_no_dense_matrix():
+    n = 400
+    run = lambda u, data: fitted(with_a_sum, u, data).value
+    jaxpr = jax.make_jaxpr(run)(jnp.zeros(n), jnp.zeros(n))
+    sizes = [v.aval.size for e in equations(jaxpr.jaxpr) for v in e.outvars]
+    assert max(sizes) < n**2 / 4
 
 
 #

@@ -133,7 +133,8 @@ class AbstractFactorisedDescent(
         if not isinstance(solver, AbstractDampedSolver):
             raise ValueError(
                 f"`{name}(linear_solver=...)` needs a solver that can damp, "
-                "`lineax_ext.DampedQR()` or `lineax_ext.DampedSVD()`; found a "
+                "`lineax_ext.DampedQR()`, `lineax_ext.DampedSVD()` or, for a sparse "
+                "Jacobian, `lineax_ext.DampedSparse()`; found a "
                 f"`{type(solver).__name__}`."
             )
         if getattr(solver, "damping", None) is not None:
@@ -235,11 +236,13 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
     [J; √λ I] in every step; this one makes J = Q R when a point is accepted, keeps R
     and Qᴴ r, and works on n×n for every step that is tried from there.
 
-    O(m n²) on acceptance, O(n³) a step with `DampedQR`, O(n²) with `DampedSVD`.
+    O(m n²) on acceptance, O(n³) a step with `DampedQR`, O(n²) with `DampedSVD`; with
+    `DampedSparse`, the factorisation of a sparse matrix a step.
 
     **Arguments:**
 
-    - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `linear_solver`: [`lineax_ext.DampedQR`][], [`lineax_ext.DampedSVD`][] or
+        [`lineax_ext.DampedSparse`][].
 
     **Raises:**
 

@@ -69,7 +69,8 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     - `rtol`, `atol`: relative and absolute tolerance for the difference between two
         iterates, and between their residuals.
     - `norm`: the norm for that. Default: `optimistix.max_norm`.
-    - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `linear_solver`: [`lineax_ext.DampedQR`][], [`lineax_ext.DampedSVD`][] or
+        [`lineax_ext.DampedSparse`][].
     - `scale`: `None` or `"jacobian"`.
     - `verbose`: as in optimistix: whether to print each step, or a function to call
         with the figures of each.

@@ -66,6 +66,8 @@ def secular_solution(
         upper = jnp.where(excess < 0, damping, upper)
         new = damping - (norm / safe_radius) * (excess / slope)
         done = ~(jnp.abs(excess) > rtol * radius)
+        # Where A is singular, all p(λ) may be too short: then λ is as good as zero.
+        done |= (excess < 0) & (-slope * damping <= rtol * norm)
         return inside(new, lower, upper), lower, upper, x, done, count + 1
 
     def unfinished(carry):

@@ -70,7 +70,8 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
 
     **Arguments:**
 
-    - `linear_solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `linear_solver`: [`lineax_ext.DampedQR`][], [`lineax_ext.DampedSVD`][] or
+        [`lineax_ext.DampedSparse`][].
 
     **Raises:**
 

@@ -96,7 +96,7 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         """
         raise NotImplementedError(
             f"`{type(self).__name__}` has no `spectrum`, which is needed here. Use "
-            "`lineax_ext.DampedSVD()` or `lineax_ext.DampedQR()`."
+            "`lineax_ext.DampedSVD()`, `DampedQR()` or `DampedSparse()`."
         )
 
     def transpose(self, state: _State, options: dict[str, Any]):

@@ -4,12 +4,16 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
+import numpy as np
+from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
+from .._arrangement import Entries
 from .._factor.sparse_normal import (
+    dense_rows,
     factorise,
     Factorised,
     is_singular,
@@ -18,9 +22,10 @@ from .._factor.sparse_normal import (
     solve,
 )
 from .._factor.sparse_product import sparse_product
-from .._flat import ravel, result_dtype
+from .._flat import ravel, result_dtype, unravel
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
+from .._structure.extract import untagged
 from .._structure.pattern import Pattern
 from .damped import (
     AbstractDampedSolver,
@@ -51,7 +56,40 @@ def as_sparse(
     if len(pattern) == 0:
         dtype = result_dtype(operator.out_structure())
         return SparseMatrixLinearOperator(jnp.zeros((0,), dtype), pattern)
-    return SparseMatrixLinearOperator(lax.stop_gradient(entries.values()), pattern)
+    long = dense_rows(pattern)
+    if len(long) == 0 or not isinstance(untagged(operator), _transposable):
+        values = entries.values()
+    else:
+        values = _by_rows_and_columns(entries.operator, pattern, long)
+    return SparseMatrixLinearOperator(lax.stop_gradient(values), pattern)
+
+
+# Others have their entries at hand.
+_transposable = lx.FunctionLinearOperator, lx.JacobianLinearOperator
+
+
+def _by_rows_and_columns(
+    operator: lx.AbstractLinearOperator, pattern: Pattern, long: np.ndarray
+) -> Inexact[Array, " entries"]:
+    """The rows `long` one by one; of the others the columns, by their colours.
+
+    By columns alone a row that is full would need an application for each unknown.
+    """
+    m, _ = pattern.shape
+    is_long = np.isin(pattern.rows, long)
+    rest = Pattern(pattern.rows[~is_long], pattern.cols[~is_long], pattern.shape)
+    dtype = result_dtype(operator.out_structure())
+    transpose, structure = operator.T, operator.out_structure()
+    units = jnp.asarray(np.equal.outer(long, np.arange(m)), dtype)
+    rows = jax.vmap(lambda unit: ravel(transpose.mv(unravel(unit, structure))))(units)
+    number = np.searchsorted(long, pattern.rows[is_long])
+    taken = rows[number, pattern.cols[is_long]].astype(dtype)
+    values = jnp.zeros((len(pattern),), dtype)
+    values = values.at[np.flatnonzero(is_long)].set(taken, unique_indices=True)
+    if len(rest) == 0:
+        return values
+    others = Entries(operator, rest).values().astype(dtype)
+    return values.at[np.flatnonzero(~is_long)].set(others, unique_indices=True)
 
 
 class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
@@ -69,8 +107,9 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
     that is not reached, the result is `RESULTS.singular`. `DampedQR` loses nothing with
     any A, and is the choice for ill-conditioned dense ones.
 
-    A few rows that are far longer than all others stay out of the fronts: each costs
-    one more correction. Read by columns they still need a colour for each entry.
+    A few rows that are far longer than all others, such as a prior on a sum, stay out
+    of the fronts: a matrix of low rank, for which conjugate gradients take one more
+    correction a row. Those of a Jacobian are read by rows, the others by columns.
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
@@ -181,22 +220,47 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
         matrix = as_sparse(operator, self.pattern)
         made = normal(matrix.values, matrix.pattern)
         vector = ravel(vector).astype(made.values.dtype)
-        return _Secular(made, vector, _evaluate(made, vector, 0))
+        return _Secular(made, vector, _newton(made, vector))
+
+
+def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
+    """x(0); where that does not exist, as that of poses which nothing holds, x(λ) for a
+    λ that is little beside A. One loop: a factorisation is compiled once."""
+    # As large as a pivot has to be: then none is raised, and a solve takes two steps.
+    dtype = normal.norms.dtype
+    least = jnp.sqrt(jnp.asarray(jnp.finfo(dtype).eps, dtype))
+    small = least * jnp.max(normal.norms, initial=0) ** 2
+
+    def evaluate(state):
+        *_, count = state
+        evaluated, good = _evaluate(normal, vector, jnp.where(count == 0, 0, small))
+        return evaluated, good, count + 1
+
+    def unfinished(state):
+        _, good, count = state
+        return ~good & (count < 2)
+
+    shape = eqx.filter_eval_shape(_evaluate, normal, vector, 0)[0]
+    zeros = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+    start = zeros, jnp.array(False), jnp.int32(0)
+    return lax.while_loop(unfinished, evaluate, start)[0]
 
 
 def _evaluate(
     normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
-) -> Evaluated:
+) -> tuple[Evaluated, Bool[Array, ""]]:
     root = jnp.sqrt(jnp.asarray(damping).astype(normal.norms.dtype))
     made = factorise(normal, root, None)
     zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
-    x = solve(made, (vector, zeros))[0] / made.lengths.astype(vector.dtype)
+    z, _, good = solve(made, (vector, zeros))
+    x = z / made.lengths.astype(vector.dtype)
     # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
     none = jnp.zeros_like(vector), zeros
-    _, y, _ = solve(made, none, x / made.lengths.astype(x.dtype))
+    _, y, also_good = solve(made, none, x / made.lengths.astype(x.dtype))
     slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
     norm = jnp.linalg.norm(x)
-    return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+    evaluated = Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+    return evaluated, good & also_good
 
 
 class _Secular(eqx.Module):
@@ -210,7 +274,7 @@ class _Secular(eqx.Module):
         return self.undamped
 
     def evaluate(self, damping: ScalarLike) -> Evaluated:
-        return _evaluate(self.normal, self.vector, damping)
+        return _evaluate(self.normal, self.vector, damping)[0]
 
     def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return x

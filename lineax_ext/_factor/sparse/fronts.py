@@ -64,7 +64,44 @@ def fronts_of(
     """
     if boundaries is None:
         boundaries = _fronts(graph, tree).boundaries
-    return _fronts(graph, _split(_merge(tree, boundaries), most))
+    tree = _merge(tree, boundaries)
+    tree = _twins(tree, _fronts(graph, tree).boundary, most)
+    return _fronts(graph, _split(tree, most))
+
+
+def _twins(tree: Tree, boundary: list[np.ndarray], most: int) -> Tree:
+    """Leaves with the same boundary in one front, as far as `most` pivots reach.
+
+    Points that the same cameras see: each front that is a child of another is added to
+    it at the size of that, and there would be thousands of them.
+    """
+    leaf = np.ones(len(tree.members), bool)
+    leaf[tree.parents[tree.parents >= 0]] = False
+    into = np.arange(len(leaf))
+    open_: dict[bytes, int] = {}
+    sizes = [len(m) for m in tree.members]
+    for f in np.flatnonzero(leaf & (tree.parents >= 0)).tolist():
+        key = boundary[f].tobytes()
+        first = open_.setdefault(key, f)
+        if first != f and sizes[first] + sizes[f] <= most:
+            into[f] = first
+            sizes[first] += sizes[f]
+        else:
+            open_[key] = f
+    return _joined(tree, into)
+
+
+def _joined(tree: Tree, into: np.ndarray) -> Tree:
+    """The tree in which the members of node c are among those of node `into[c]`."""
+    kept = np.flatnonzero(into == np.arange(len(into)))
+    name = np.full(len(into) + 1, -1)
+    name[kept] = np.arange(len(kept))
+    members: list[list[np.ndarray]] = [[] for _ in kept]
+    for c, f in enumerate(into):
+        members[name[f]].append(tree.members[c])
+    parents = tree.parents[kept]
+    parents = np.where(parents >= 0, name[into[parents]], -1)
+    return Tree([np.concatenate(m) for m in members], parents)
 
 
 def _split(tree: Tree, most: int) -> Tree:
@@ -128,12 +165,4 @@ def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
                 into[c] = f
     for c in reversed(range(len(p))):
         into[c] = into[into[c]]
-    kept = np.flatnonzero(into == np.arange(len(p)))
-    name = np.full(len(p) + 1, -1)
-    name[kept] = np.arange(len(kept))
-    members: list[list[np.ndarray]] = [[] for _ in kept]
-    for c, f in enumerate(into):
-        members[name[f]].append(tree.members[c])
-    parents = tree.parents[kept]
-    parents = np.where(parents >= 0, name[into[parents]], -1)
-    return Tree([np.concatenate(m) for m in members], parents)
+    return _joined(tree, into)
