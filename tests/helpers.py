@@ -34,7 +34,6 @@ def _over(rows):
 
 
 over_solvers = _over(SOLVERS)
-over_pseudosolvers = _over([row for row in SOLVERS if row[-1]])
 over_regular_solvers = _over([row for row in SOLVERS if not row[-1]])
 
 # Solvers of square operators of one class, which a function makes of a matrix.
@@ -65,8 +64,7 @@ def slow(*values, **kwargs):
 
 SHAPES = ((5, 3), (4, 4), (3, 5))
 SHAPE_IDS = ("tall", "square", "wide")
-over_all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-# Square takes the path of tall. What has a sweep of its own has `over_all_shapes`.
+# Square takes the path of tall.
 over_shapes = pytest.mark.parametrize(
     "shape", (SHAPES[0], slow(SHAPES[1]), SHAPES[2]), ids=SHAPE_IDS
 )
