@@ -229,7 +229,7 @@ def test_vmap(cls):
     def mv(operator, x):
         return flatten(operator.mv(unflatten(x, operator.in_structure())))
 
-    out = eqx.filter_vmap(mv)(stacked, jnp.asarray(xs))
+    out = eqx.filter_jit(eqx.filter_vmap(mv))(stacked, jnp.asarray(xs))
     assert_close(out[0], matrix @ xs[0], 1e-14)
 
 
