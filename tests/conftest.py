@@ -55,7 +55,7 @@ def _clear_caches():
     # Compiled programs are kept for ever otherwise: gigabytes over the whole suite. But
     # files share operations and what is traced of `jax.numpy`, a twelfth of their time.
     yield
-    if next(_modules) % 4 == 0:
+    if next(_modules) % 2 == 0:
         eqx.clear_caches()
         jax.clear_caches()
         gc.collect()

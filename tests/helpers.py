@@ -34,7 +34,6 @@ def _over(rows):
 
 
 over_solvers = _over(SOLVERS)
-over_pseudosolvers = _over([row for row in SOLVERS if row[-1]])
 over_regular_solvers = _over([row for row in SOLVERS if not row[-1]])
 
 # Solvers of square operators of one class, which a function makes of a matrix.
@@ -65,8 +64,7 @@ def slow(*values, **kwargs):
 
 SHAPES = ((5, 3), (4, 4), (3, 5))
 SHAPE_IDS = ("tall", "square", "wide")
-over_all_shapes = pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-# Square takes the path of tall. What has a sweep of its own has `over_all_shapes`.
+# Square takes the path of tall.
 over_shapes = pytest.mark.parametrize(
     "shape", (SHAPES[0], slow(SHAPES[1]), SHAPES[2]), ids=SHAPE_IDS
 )
@@ -75,17 +73,19 @@ over_oblong_shapes = pytest.mark.parametrize("shape", SHAPES[::2], ids=SHAPE_IDS
 
 
 def in_turn(names, *sweeps, first=0):
-    """The product of some sweeps, of which most is left out without `--slow`.
+    """One in k of the product of some sweeps, and another with `--slow`.
 
-    Each value of a sweep is still met by one of every other sweep, and, of three sweeps
-    with two values, each pair is met.
+    k is the length of the shortest one. Each value of a sweep is met by one of every
+    other sweep, and, of three sweeps with two values, each pair is met. With `--slow`
+    sweeps of two values are met in full.
     """
     least = min(map(len, sweeps))
     rows = []
     for chosen in itertools.product(*map(enumerate, sweeps)):
         values = [x if isinstance(x, tuple) else (x,) for _, x in chosen]
-        kept = (sum(i for i, _ in chosen) + first) % least == 0
-        rows.append((pytest.param if kept else slow)(*sum(values, ())))
+        turn = (sum(i for i, _ in chosen) + first) % least
+        if turn < 2:
+            rows.append((slow if turn else pytest.param)(*sum(values, ())))
     # A solver by its class; `None` leaves it to pytest.
     name = lambda x: (
         type(x).__name__ if isinstance(x, lx.AbstractLinearSolver) else None

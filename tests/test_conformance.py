@@ -1,6 +1,7 @@
 """That every class here has all that lineax expects of it, and a test."""
 
 import ast
+import functools as ft
 import importlib
 import inspect
 import pathlib
@@ -17,11 +18,11 @@ from helpers import (
     block_tridiagonal_operator,
     damped_stack,
     flatten,
+    in_turn,
     jacobian_operator,
     normal,
-    over_all_shapes,
-    over_double_dtypes,
     pytree_operator,
+    SHAPES,
     SOLVERS,
     SQUARE_SOLVERS,
     unflatten,
@@ -160,37 +161,62 @@ def test_registered(cls, function):
     assert cls in function.registry
 
 
-@over_operators
+@ft.cache
+def example(cls, shape, dtype):
+    return EXAMPLES[cls](shape, dtype)
+
+
+over_examples = in_turn(
+    "cls, shape, dtype",
+    OPERATORS,
+    [(shape, dtype) for dtype in (np.complex128, np.float64) for shape in SHAPES],
+)
+
+
+@over_examples
 @over_functions
-@over_all_shapes
-@over_double_dtypes
 def test_functions(cls, function, shape, dtype):
-    operator, matrix = EXAMPLES[cls](shape, dtype)
+    operator, matrix = example(cls, shape, dtype)
     CHECKS[function.__name__](function(operator), matrix)
 
 
-@over_operators
-@over_all_shapes
-@over_double_dtypes
+@over_examples
 def test_methods(cls, shape, dtype):
-    operator, matrix = EXAMPLES[cls](shape, dtype)
+    operator, matrix = example(cls, shape, dtype)
     m, n = matrix.shape
     assert (operator.out_size(), operator.in_size()) == (m, n)
     assert_close(operator.as_matrix(), matrix, 1e-14)
-    for op, a in (
-        (operator, matrix),
-        (operator.T, matrix.T),
-        (operator.T.T, matrix),
-        (lx.conj(operator.T), matrix.conj().T),
-        (lx.linearise(operator).T, matrix.T),
-        (-2 * operator, -2 * matrix),
-        (operator.T @ operator, matrix.T @ matrix),
-    ):
-        x = normal(a.shape[1:], dtype)
-        vector = unflatten(x, op.in_structure())
-        out = eqx.filter_jit(lambda op, x: op.mv(x))(op, vector)
-        assert jax.eval_shape(lambda out=out: out) == op.out_structure()
-        assert_close(flatten(out), a @ x, 1e-13)
+
+    @eqx.filter_jit
+    def products(operator):
+        derived = (
+            operator,
+            operator.T,
+            operator.T.T,
+            lx.conj(operator.T),
+            lx.linearise(operator).T,
+            -2 * operator,
+            operator.T @ operator,
+        )
+        found = []
+        for op in derived:
+            x = normal((op.in_size(),), dtype)
+            out = op.mv(unflatten(x, op.in_structure()))
+            assert jax.eval_shape(lambda out=out: out) == op.out_structure()
+            found.append(flatten(out))
+        return found
+
+    derived = (
+        matrix,
+        matrix.T,
+        matrix,
+        matrix.conj().T,
+        matrix.T,
+        -2 * matrix,
+        matrix.T @ matrix,
+    )
+    for out, a in zip(products(operator), derived, strict=True):
+        assert_close(out, a @ normal(a.shape[1:], dtype), 1e-13)
 
 
 @over_operators
@@ -203,7 +229,7 @@ def test_vmap(cls):
     def mv(operator, x):
         return flatten(operator.mv(unflatten(x, operator.in_structure())))
 
-    out = eqx.filter_vmap(mv)(stacked, jnp.asarray(xs))
+    out = eqx.filter_jit(eqx.filter_vmap(mv))(stacked, jnp.asarray(xs))
     assert_close(out[0], matrix @ xs[0], 1e-14)
 
 

@@ -6,7 +6,7 @@ from helpers import (
     directional,
     matrix_operator,
     normal,
-    over_shapes,
+    over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
     over_square_solvers,
@@ -32,7 +32,7 @@ def expected_jvp(primals, tangents):
 
 
 @over_solvers
-@over_shapes
+@over_oblong_shapes
 @pytest.mark.parametrize("wrt", (slow("vector"), "both"))
 def test_jvp(solver, tags, shape, wrt):
     (a, b), (t_a, t_b) = problem(shape, np.complex128)

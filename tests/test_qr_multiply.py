@@ -11,13 +11,14 @@ from helpers import (
     directional,
     equations,
     gradient,
+    in_turn,
     matrix_operator,
     normal,
     over_double_dtypes,
-    over_dtypes,
     over_shapes,
     pinv as double_pinv,
     rank_deficient,
+    SHAPES,
     solve,
     tolerance,
     well_conditioned,
@@ -35,8 +36,11 @@ def pinv(matrix):
 
 
 @pytest.mark.parametrize("rank", (0, 1, 2, 3))
-@over_shapes
-@over_dtypes
+@in_turn(
+    "shape, dtype",
+    [(shape,) for shape in SHAPES],
+    (np.float32, np.float64, np.complex128),
+)
 def test_rank(shape, dtype, rank):
     matrix = rank_deficient(shape, dtype, rank=rank)
     vector = normal(shape[:1], dtype)

@@ -1,4 +1,5 @@
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
@@ -6,18 +7,19 @@ import pytest
 from helpers import (
     assert_close,
     duplicated,
+    in_turn,
     matrix_operator,
     normal,
     over_dtypes,
-    over_pseudosolvers,
     over_regular_solvers,
     over_shapes,
-    over_solvers,
     over_square_solvers,
     pinv,
     pytree_operator,
     rank_deficient,
+    SHAPES,
     solve,
+    SOLVERS,
     tolerance,
     well_conditioned,
 )
@@ -35,23 +37,20 @@ def run(matrix, vector, solver, tags, **kwargs):
     return lx.linear_solve(matrix_operator(matrix, tags), vector, solver, **kwargs)
 
 
-# First of a test's parameters, so that the matrices share what is compiled.
-over_singular = pytest.mark.parametrize(
-    "make_matrix", (duplicated, zero_column, np.zeros)
-)
-over_rank_deficient = pytest.mark.parametrize(
-    "make_matrix", (rank_deficient, duplicated, zero_column, np.zeros)
-)
+def solvers(pseudo):
+    return [row[1:3] for row in SOLVERS if row[-1] is pseudo]
 
 
-@over_singular
-@over_regular_solvers
-@over_shapes
-@over_dtypes
-def test_reported(solver, tags, shape, dtype, make_matrix):
-    matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
-    solution = run(matrix, vector, solver, tags, throw=False)
-    assert solution.result == lx.RESULTS.singular
+OBLONG = [(shape,) for shape in SHAPES[::2]]
+DTYPES = np.float32, np.float64, np.complex128
+
+
+@in_turn("solver, tags, shape, dtype", solvers(False), OBLONG, DTYPES)
+def test_reported(solver, tags, shape, dtype):
+    fn = eqx.filter_jit(lambda *args: run(*args, solver, tags, throw=False).result)
+    for make_matrix in (duplicated, zero_column, np.zeros):
+        matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
+        assert fn(matrix, vector) == lx.RESULTS.singular, make_matrix
 
 
 @over_regular_solvers
@@ -67,9 +66,7 @@ def test_nearly_dependent_columns_first(solver, tags):
     assert solution.result == lx.RESULTS.singular
 
 
-@over_regular_solvers
-@over_shapes
-@pytest.mark.parametrize("jit", (False, True), ids=("eager", "jit"))
+@in_turn("solver, tags, shape, jit", solvers(False), OBLONG, (False, True))
 def test_raised(solver, tags, shape, jit):
     fn = lambda a, b: run(a, b, solver, tags).value
     with pytest.raises(eqx.EquinoxRuntimeError, match="singular"):
@@ -88,20 +85,22 @@ def test_vmap(solver, tags, shape):
     assert_close(solutions.value[1], expected, 1e-12)
 
 
-@over_rank_deficient
-@over_pseudosolvers
-@over_shapes
-@over_dtypes
-def test_pseudoinverse(solver, tags, shape, dtype, make_matrix):
-    matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
-    out = solve(pytree_operator(matrix, tags), vector, solver)
-    assert_close(out, pinv(matrix) @ vector, tolerance(dtype))
+@in_turn("solver, tags, shape, dtype", solvers(True), OBLONG, DTYPES)
+def test_pseudoinverse(solver, tags, shape, dtype):
+    fn = jax.jit(lambda a, b: solve(pytree_operator(a, tags), b, solver))
+    for make_matrix in (rank_deficient, duplicated, zero_column, np.zeros):
+        matrix, vector = make_matrix(shape, dtype), normal(shape[:1], dtype)
+        expected = pinv(matrix) @ vector
+        assert_close(fn(matrix, vector), expected, tolerance(dtype))
 
 
-@pytest.mark.parametrize("value", (np.nan, np.inf))
-@pytest.mark.parametrize("where", ("operator", "vector"))
-@over_solvers
-@over_shapes
+@in_turn(
+    "solver, tags, shape, value, where",
+    [*solvers(False), *solvers(True)],
+    OBLONG,
+    (np.nan, np.inf),
+    ("operator", "vector"),
+)
 def test_non_finite(solver, tags, shape, value, where):
     matrix, vector = well_conditioned(shape), normal(shape[:1])
     if where == "operator":

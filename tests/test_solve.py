@@ -9,11 +9,10 @@ from helpers import (
     in_turn,
     matrix_operator,
     normal,
-    over_operators,
+    OPERATORS,
     over_regular_solvers,
     over_shapes,
     over_solvers,
-    over_solvers_in_turn,
     over_square_solvers,
     over_square_solvers_in_turn,
     pinv,
@@ -51,8 +50,11 @@ def test_matrix(solver, tags, shape, dtype, mode):
     assert_close(out, pinv(matrix) @ vector, tolerance(dtype))
 
 
-@over_solvers_in_turn(1)
-@over_operators
+@in_turn(
+    "solver, tags, shape, make_operator",
+    [(*row[1:3], shape) for row in SOLVERS for shape in SHAPES[::2]],
+    OPERATORS,
+)
 def test_operators(solver, tags, shape, make_operator):
     matrix = well_conditioned(shape, np.complex128)
     vector = normal(shape[:1], np.complex128)

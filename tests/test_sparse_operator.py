@@ -348,17 +348,20 @@ def test_from_bcoo():
 
 
 def test_what_bcoo_may_not_be():
-    dense = jnp.ones((2, 3, 4))
+    def bcoo_of(data, indices, shape):
+        indices = jnp.zeros(indices, np.int32)
+        return jsparse.BCOO((jnp.ones(data), indices), shape=shape)
+
     for bcoo in (
-        jsparse.BCOO.fromdense(dense),
-        jsparse.BCOO.fromdense(dense[0], n_batch=1),
-        jsparse.BCOO.fromdense(dense[0], n_dense=1),
+        bcoo_of((1,), (1, 3), (2, 3, 4)),
+        bcoo_of((3, 1), (3, 1, 1), (3, 4)),  # a batch of rows
+        bcoo_of((1, 4), (1, 1), (3, 4)),  # dense rows
     ):
         with pytest.raises(ValueError, match="without batch and dense axes"):
             lxe.SparseMatrixLinearOperator.from_bcoo(bcoo)
     with pytest.raises(ValueError, match="traced indices"):
         jax.jit(lambda a: lxe.SparseMatrixLinearOperator.from_bcoo(a).values)(
-            jsparse.BCOO.fromdense(dense[0])
+            bcoo_of((1,), (1, 2), (3, 4))
         )
 
 

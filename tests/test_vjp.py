@@ -9,7 +9,7 @@ from helpers import (
     matrix_operator,
     normal,
     over_double_dtypes,
-    over_shapes,
+    over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
     over_square_solvers,
@@ -45,7 +45,7 @@ def problem(shape, dtype):
 
 
 @over_solvers
-@over_shapes
+@over_oblong_shapes
 @over_double_dtypes
 def test_vjp(solver, tags, shape, dtype):
     a, b = problem(shape, dtype)

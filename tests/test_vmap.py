@@ -56,11 +56,8 @@ VECTORS, OPERATORS, BOTH = (None, 0), (0, None), (0, 0)
 
 # `f` of an operator out of `a` and of a vector out of `b`.
 nestings = {
-    "vectors": lambda vmap, f, a, b: vmap(f, VECTORS)(a[0], b[0]),
     "columns": lambda vmap, f, a, b: vmap(f, (None, 1))(a[0], b[0].T),
     "operators": lambda vmap, f, a, b: vmap(f, OPERATORS)(a, b[0, 0]),
-    "both": lambda vmap, f, a, b: vmap(f, BOTH)(a, b[:, 0]),
-    "vv": lambda vmap, f, a, b: vmap(vmap(f, VECTORS), VECTORS)(a[0], b),
     "vo": lambda vmap, f, a, b: vmap(vmap(f, VECTORS), OPERATORS)(a, b[0]),
     "ov": lambda vmap, f, a, b: vmap(vmap(f, OPERATORS), VECTORS)(a, b[0]),
     "vb": lambda vmap, f, a, b: vmap(vmap(f, VECTORS), BOTH)(a, b),
