@@ -7,7 +7,7 @@ import scipy.sparse as sp
 
 
 _MOST = 12  # unknowns of a block
-_ALIKE = 0.52  # what two of them share of their neighbours
+_ALIKE = 0.52  # what two share of their neighbours; set on that world
 _DEGREE = 64  # of a vertex that is looked at
 
 
@@ -15,8 +15,8 @@ def completed(graph: Any) -> Any | None:
     """The graph in which unknowns that have nearly the same neighbours have the same.
 
     The heading of a pose has other neighbours than its place, and an ordering of single
-    unknowns tears them apart: fronts are then of many sizes, and padded. The Cholesky
-    factor of 2000 poses takes 12.7 ms in place of 18.4 with these few entries more.
+    unknowns tears them apart: fronts are then of many sizes, and padded. Of a Manhattan
+    world of 2000 poses a factorisation takes 17.9 ms in place of 19.0.
 
     Cost: the squares of the degrees.
 
