@@ -15,7 +15,8 @@ HERE = pathlib.Path(__file__).parent
 
 def main() -> int:
     every = [module.name for module in pkgutil.iter_modules([str(HERE)])]
-    claims = sorted(set(every) - {"__main__", "harness", "report"})
+    public = {name for name in every if not name.startswith("_")}
+    claims = sorted(public - {"harness", "report"})
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("claim", nargs="*", help=f"of: {', '.join(claims)}; or all")
     parser.add_argument("--quick", action="store_true", help="small sizes, for CI")
