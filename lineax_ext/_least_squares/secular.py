@@ -29,12 +29,12 @@ def secular_solution(
     Harwell report TP 515 (1973); with the bounds of Moré (1978), algorithm 5.5.
     """
     dtype = radius.dtype
-    newton, norm, slope = problem.newton()
+    newton, norm, slope, least = problem.newton()
     needed = norm > (1 + rtol) * radius
     if root_finder is not None:
 
         def excess(damping, _):
-            _, norm, slope = problem.evaluate(lax.stop_gradient(damping))
+            _, norm, slope, _ = problem.evaluate(lax.stop_gradient(damping))
             # The derivative of a factorisation is not looked for.
             slope = lax.stop_gradient(slope)
             return norm - radius + slope * (damping - lax.stop_gradient(damping))
@@ -50,7 +50,7 @@ def secular_solution(
         damped, *_ = problem.evaluate(damping)
         return problem.solution(jnp.where(needed, damped, newton))
 
-    lower = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
+    lower = least + jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
     safe_radius = jnp.where(radius > 0, radius, jnp.finfo(dtype).tiny)
     upper = jnp.minimum(problem.gradient() / safe_radius, jnp.finfo(dtype).max)
 
@@ -60,14 +60,12 @@ def secular_solution(
 
     def refine(carry):
         damping, lower, upper, _, _, count = carry
-        x, norm, slope = problem.evaluate(damping)
+        x, norm, slope, _ = problem.evaluate(damping)
         excess = norm - radius
         lower = jnp.maximum(lower, damping - excess / slope)
         upper = jnp.where(excess < 0, damping, upper)
         new = damping - (norm / safe_radius) * (excess / slope)
         done = ~(jnp.abs(excess) > rtol * radius)
-        # Where A is singular, all p(λ) may be too short: then λ is as good as zero.
-        done |= (excess < 0) & (-slope * damping <= rtol * norm)
         return inside(new, lower, upper), lower, upper, x, done, count + 1
 
     def unfinished(carry):

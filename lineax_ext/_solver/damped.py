@@ -124,18 +124,19 @@ class _Path(eqx.Module):
 
 
 class Evaluated(NamedTuple):
-    """x(λ), in any orthonormal basis, its length, and the derivative of that in λ."""
+    """x(λ), in any orthonormal basis, its length, the derivative of that, and λ."""
 
     x: Inexact[Array, " k"]
     norm: Float[Array, ""]
     slope: Float[Array, ""]
+    damping: Float[Array, ""]
 
 
 class Secular(Protocol):
     """x(λ) = argmin ‖A x − b‖² + λ ‖x‖², for the λ that gives it a length."""
 
     def newton(self) -> Evaluated:
-        """That of λ = 0."""
+        """That of λ = 0; where there is none, of a λ that is little beside A."""
         ...
 
     def evaluate(self, damping: ScalarLike) -> Evaluated: ...
@@ -164,12 +165,13 @@ class Spectrum(NamedTuple):
         sigma, coefficients, _ = self
         positive = sigma > 0
         safe = jnp.where(positive, sigma, 1)
-        h = safe + jnp.asarray(damping).astype(sigma.dtype) / safe
+        damping = jnp.asarray(damping).astype(sigma.dtype)
+        h = safe + damping / safe
         x = jnp.where(positive, 1 / h, 0).astype(coefficients.dtype) * coefficients
         terms = jnp.abs(x) ** 2
         norm = jnp.sqrt(jnp.sum(terms))
         slope = -jnp.sum(terms / (safe * h))
-        return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+        return Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1), damping)
 
     def solution(self, x: Inexact[Array, " k"]) -> Inexact[Array, " n"]:
         return matmul(self.basis, x)

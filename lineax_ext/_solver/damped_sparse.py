@@ -249,8 +249,8 @@ def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
 def _evaluate(
     normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
 ) -> tuple[Evaluated, Bool[Array, ""]]:
-    root = jnp.sqrt(jnp.asarray(damping).astype(normal.norms.dtype))
-    made = factorise(normal, root, None)
+    damping = jnp.asarray(damping).astype(normal.norms.dtype)
+    made = factorise(normal, jnp.sqrt(damping), None)
     zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
     z, _, good = solve(made, (vector, zeros))
     x = z / made.lengths.astype(vector.dtype)
@@ -259,7 +259,8 @@ def _evaluate(
     _, y, also_good = solve(made, none, x / made.lengths.astype(x.dtype))
     slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
     norm = jnp.linalg.norm(x)
-    evaluated = Evaluated(x, norm, slope / jnp.where(norm > 0, norm, 1))
+    slope = slope / jnp.where(norm > 0, norm, 1)
+    evaluated = Evaluated(x, norm, slope, damping)
     return evaluated, good & also_good
 
 

@@ -62,7 +62,8 @@ class _Path(eqx.Module):
     in_structure: FrozenStructure = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
-        return unravel(self.spectrum.solution(damping), thaw(self.in_structure))
+        x = self.spectrum.solution(self.spectrum.evaluate(damping).x)
+        return unravel(x, thaw(self.in_structure))
 
 
 class DampedSVD(AbstractDampedSolver[_DampedSVDState]):
