@@ -271,9 +271,8 @@ def _by_structure(operator, definite) -> Factored:
     n = operator.in_size()
     if lx.is_diagonal(operator):
         diagonal = lx.diagonal(operator)
-        factors = with_determinant.from_diagonal(
-            diagonal, lambda vector: vector / diagonal
-        )
+        solve = lambda vector: vector / diagonal
+        factors = with_determinant.from_diagonal(diagonal, solve)
         valid = jnp.all(definite * diagonal.real >= 0)
         return factors.claimed(valid) if definite else factors
     if lx.is_tridiagonal(operator):
@@ -292,11 +291,8 @@ def _by_structure(operator, definite) -> Factored:
     matrix = as_matrix(operator)
     if definite == -1:
         return _negated(with_determinant.cholesky(-matrix), n)
-    return (
-        with_determinant.cholesky(matrix)
-        if definite == 1
-        else with_determinant.lu(matrix)
-    )
+    factorise = with_determinant.cholesky if definite == 1 else with_determinant.lu
+    return factorise(matrix)
 
 
 def _triangular_solve(operator):

@@ -25,10 +25,11 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 from jax.core import Tracer
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from ._flat import tree_size
 from ._solver.auto import AutoStructuredLinearSolver
+from ._solver.or_identity import OrIdentity
 from ._structure.constants import known_value
 from ._structure.detect import detect
 from ._structure.pattern import Pattern
@@ -152,38 +153,6 @@ def _with_root_finder(solver: Any, root_finder: Any) -> Any:
     return out
 
 
-class _IdentityState(eqx.Module):
-    factorised: Bool[Array, ""]
-    state: PyTree[Any]
-
-
-class _OrIdentity(lx.AbstractLinearSolver[_IdentityState]):
-    """`solver`, among whose states that of zeros stands for the identity."""
-
-    solver: lx.AbstractLinearSolver
-
-    def init(self, operator, options):
-        return _IdentityState(jnp.array(True), self.solver.init(operator, options))
-
-    def compute(self, state, vector, options):
-        x, result, stats = self.solver.compute(state.state, vector, options)
-        choose = lambda x, b: jnp.where(state.factorised, x, b.astype(x.dtype))
-        failed = state.factorised & (result != lx.RESULTS.successful)
-        result = lx.RESULTS.where(failed, result, lx.RESULTS.successful)
-        return jtu.tree_map(choose, x, vector), result, stats
-
-    def transpose(self, state, options):
-        inner, options = self.solver.transpose(state.state, options)
-        return _IdentityState(state.factorised, inner), options
-
-    def conj(self, state, options):
-        inner, options = self.solver.conj(state.state, options)
-        return _IdentityState(state.factorised, inner), options
-
-    def assume_full_rank(self):
-        return self.solver.assume_full_rank()
-
-
 class _FirstExplicit(eqx.Module):
     """The root finder of a step whose first stage is explicit.
 
@@ -242,7 +211,7 @@ def _structured_class(cls: Any) -> type:
             terms = terms if pattern is None else traced
             self = _with(self, dataclasses.replace(linear_solver, pattern=pattern))
         if getattr(self, "calculate_jacobian", None) == second_stage:
-            linear_solver = _OrIdentity(self.root_finder.linear_solver)
+            linear_solver = OrIdentity(self.root_finder.linear_solver)
             self = _with(self, linear_solver)
             self = _with_root_finder(self, _FirstExplicit(self.root_finder))
         return inner_step(self, terms, t0, t1, y0, args, solver_state, made_jump)
