@@ -236,8 +236,8 @@ def test_vmap(cls):
 
 def test_every_solver_is_in_the_table():
     solvers = set(concrete_subclasses(lx.AbstractLinearSolver))
-    # They have tests of their own: two add nothing to the solver that they are given, one
-    # takes operators that are tagged as definite alone, one is for sparse matrices.
+    # They have tests of their own: two add nothing to the solver that they are given,
+    # one takes operators that are tagged as definite alone, one is for sparse matrices.
     solvers -= {lxe.TaggedLinearSolver, OrIdentity}
     solvers -= {lxe.SparseCholesky, lxe.DampedSparse}
     tested = [row[1] for row in (*SOLVERS, *SQUARE_SOLVERS)]
