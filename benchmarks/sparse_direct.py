@@ -28,11 +28,13 @@ from .harness import absent, Case, Goal, peer, Side
 _BATCH = 32
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def cases(quick: bool, only: str = "") -> Iterator[Case]:
     problems = {"grid 12×12": lambda: _grid(12, 12)} if quick else _PROBLEMS
     for name, make in problems.items():
-        yield from _cases(name, make(), batched=quick or name == "grid 32×32×2")
-    yield from (_bratu(side) for side in ((12,) if quick else (30, 50, 100)))
+        if only in name:
+            yield from _cases(name, make(), batched=quick or name == "grid 32×32×2")
+    if only in "Bratu":
+        yield from (_bratu(side) for side in ((12,) if quick else (30, 50, 100)))
 
 
 def _bratu(side: int) -> Case:

@@ -54,6 +54,12 @@ def seconds(p, u):
     return 2e-6 + 5e-7 * p + 5e-9 * (p + u) ** 2 + 1e-10 * flops(p, u)
 
 
+def _cost(p: int, u: int) -> float:
+    """In seconds, of sizes that are rounded up, since they will be padded: small fronts
+    cost what large ones of their class do."""
+    return seconds(rounded(p, 16), rounded(u, 8))
+
+
 def fronts_of(
     graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 32
 ) -> Fronts:
@@ -70,7 +76,8 @@ def fronts_of(
 
 
 def _twins(tree: Tree, boundary: list[np.ndarray], most: int) -> Tree:
-    """Leaves with the same boundary in one front, as far as `most` pivots reach.
+    """Leaves with the same boundary in one front, where that costs less than two and as
+    far as `most` pivots reach.
 
     Points that the same cameras see: each front that is a child of another is added to
     it at the size of that, and there would be thousands of them.
@@ -81,11 +88,13 @@ def _twins(tree: Tree, boundary: list[np.ndarray], most: int) -> Tree:
     open_: dict[bytes, int] = {}
     sizes = [len(m) for m in tree.members]
     for f in np.flatnonzero(leaf & (tree.parents >= 0)).tolist():
-        key = boundary[f].tobytes()
+        key, u = boundary[f].tobytes(), len(boundary[f])
         first = open_.setdefault(key, f)
-        if first != f and sizes[first] + sizes[f] <= most:
+        p, q = sizes[first], sizes[f]
+        less = _cost(p + q, u) < _cost(p, u) + _cost(q, u)
+        if first != f and p + q <= most and less:
             into[f] = first
-            sizes[first] += sizes[f]
+            sizes[first] = p + q
         else:
             open_[key] = f
     return _joined(tree, into)
@@ -142,15 +151,7 @@ def _fronts(graph: Any, tree: Tree) -> Fronts:
 
 
 def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
-    """A tree in which a node has swallowed children that gain nothing by themselves.
-
-    Sizes are rounded up, since they will be padded: small fronts cost what large ones
-    of their class do.
-    """
-
-    def cost(p, u):
-        return seconds(rounded(p, 16), rounded(u, 8))
-
+    """A tree in which a node has swallowed children that gain nothing by themselves."""
     # Python's numbers: there are thousands of nodes, one after the other.
     p, u = [len(m) for m in tree.members], boundaries.tolist()
     into = np.arange(len(p))
@@ -160,7 +161,7 @@ def _merge(tree: Tree, boundaries: np.ndarray) -> Tree:
             children[f].append(c)
     for f in range(len(p)):
         for c in sorted(children[f], key=lambda c: -u[c]):
-            if cost(p[c] + p[f], u[f]) < cost(p[c], u[c]) + cost(p[f], u[f]):
+            if _cost(p[c] + p[f], u[f]) < _cost(p[c], u[c]) + _cost(p[f], u[f]):
                 p[f] += p[c]
                 into[c] = f
     for c in reversed(range(len(p))):
