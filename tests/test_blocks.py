@@ -1,4 +1,4 @@
-"""Small blocks on the diagonal, inverted all at once."""
+"""Small blocks on the diagonal, eliminated or inverted all at once."""
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from helpers import assert_close, normal
 import lineax_ext as lxe
 from lineax_ext._arrangement import arrange
 from lineax_ext._factor.block_inverse import block_inverse
+from lineax_ext._factor.small_lu import small_lu
 
 
 COUNT = 7
@@ -19,7 +20,8 @@ TOLERANCE = {np.float32: 2e-5, np.float64: 1e-12, np.complex128: 1e-12}
 @jax.jit
 def solve(blocks, b):
     """Blocks and right-hand sides first, as NumPy has them; and of the transposes."""
-    factors = block_inverse(jnp.moveaxis(blocks, 0, 2))
+    factor = small_lu if blocks.shape[1] <= 4 else block_inverse
+    factors = factor(jnp.moveaxis(blocks, 0, 2))
     both = [factors.solve(b.T, transposed).T for transposed in (False, True)]
     return *both, factors.singular
 
@@ -31,7 +33,7 @@ def referee(blocks, b):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("k", (1, 3, 5))
+@pytest.mark.parametrize("k", (1, 2, 4, 5))
 def test_regular(k, dtype):
     blocks, b = normal((COUNT, k, k), dtype), normal((COUNT, k), dtype, seed=1)
     blocks[0] = np.roll(np.eye(k), 1, axis=0)  # nothing without a pivot
@@ -41,22 +43,26 @@ def test_regular(k, dtype):
         assert_close(x, expected, 100 * TOLERANCE[dtype])
 
 
-def test_badly_scaled():
+@pytest.mark.parametrize("k", (3, 5))
+def test_badly_scaled(k):
     """No scaling of rows and columns matters, and neither does that of a neighbour."""
-    rows, columns = 10.0 ** np.random.default_rng(0).integers(-60, 60, (2, COUNT, 5))
-    blocks, b = normal((COUNT, 5, 5)), normal((COUNT, 5), seed=1)
+    rows, columns = 10.0 ** np.random.default_rng(0).integers(-60, 60, (2, COUNT, k))
+    blocks, b = normal((COUNT, k, k)), normal((COUNT, k), seed=1)
     x, _, singular = solve(blocks * rows[:, :, None] * columns[:, None, :], b * rows)
     assert not singular
     assert_close(x * columns, referee(blocks, b)[0], 1e-10)
 
 
-def test_backward_error_of_ill_conditioned_blocks():
+@pytest.mark.parametrize("k", (4, 8))
+def test_backward_error_of_ill_conditioned_blocks(k):
     """As of substitution: an inverse alone is worse by the condition number."""
-    i = np.arange(8)
-    hilbert = 1 / (i[:, None] + i + 1.0)  # of condition 1e10
-    blocks = hilbert + 1e-9 * normal((COUNT, 8, 8))
-    b = normal((COUNT, 8), seed=1)
-    b[0] = blocks[0] @ np.ones(8)
+    i = np.arange(k) / k
+    hilbert = 1 / (8 * i[:, None] + 8 * i + 1.0)  # of condition 1e10, if k = 8
+    blocks = hilbert + 1e-9 * normal((COUNT, k, k))
+    if k == 4:
+        blocks[:, 3] = blocks[:, 0] + 1e-9 * normal((COUNT, k), seed=2)
+    b = normal((COUNT, k), seed=1)
+    b[0] = blocks[0] @ np.ones(k)
     *found, singular = solve(blocks, b)
     assert not singular
     for a, x in zip((blocks, blocks.transpose(0, 2, 1)), found, strict=True):
@@ -65,16 +71,17 @@ def test_backward_error_of_ill_conditioned_blocks():
         assert np.all(residual <= 1e-13 * size)
 
 
+@pytest.mark.parametrize("k", (4, 5))
 @pytest.mark.parametrize("bad", ("zero", "dependent", "nan", "inf"))
-def test_singular(bad):
-    blocks = normal((COUNT, 5, 5))
+def test_singular(bad, k):
+    blocks = normal((COUNT, k, k))
     if bad == "zero":
         blocks[3] = 0
     elif bad == "dependent":
-        blocks[3, :, 2] = blocks[3, :, 0] - 3 * blocks[3, :, 4]
+        blocks[3, :, 2] = blocks[3, :, 0] - 3 * blocks[3, :, k - 1]
     else:
         blocks[3, 1, 2] = float(bad)
-    assert solve(blocks, normal((COUNT, 5)))[2]
+    assert solve(blocks, normal((COUNT, k)))[2]
 
 
 @pytest.mark.parametrize("k, kind", ((3, "blocks"), (24, "blocks")))

@@ -6,13 +6,16 @@ import numpy as np
 
 from .._factor.block_inverse import block_inverse
 from .._factor.checked_lu import checked_lu
+from .._factor.small_lu import small_lu
 from . import cost
 from .arrangement import AbstractArrangement, Order
 from .entries import ONE, ZERO
 from .ordering import components, is_full
 
 
-# Blocks of up to this size are inverted, larger ones go to LAPACK one by one.
+# Blocks are eliminated all at once, or inverted, up to these sizes; larger ones go to
+# LAPACK one by one.
+_WRITTEN_OUT = 4
 _INVERTED = 16
 
 
@@ -20,7 +23,7 @@ class Blocks(AbstractArrangement):
     """Each component in a block of the size of the largest one: O(n k²).
 
     Place `within · count + number` is that of an unknown within its block: small blocks
-    want to lie along the last axis, see `BlockInverse`.
+    want to lie along the last axis, see `SmallLU`.
     """
 
     kind = "blocks"
@@ -36,10 +39,8 @@ class Blocks(AbstractArrangement):
         columns[within, labels[sorted_]] = sorted_
         columns = columns.reshape(-1)
         self.order = Order(np.append(rows, n)[columns], columns, n)
-        inverted = self.block <= _INVERTED
-        self.cost = (cost.block_inverse if inverted else cost.block_lu)(
-            self.count, self.block
-        )
+        price = cost.small_blocks if self.block <= _INVERTED else cost.block_lu
+        self.cost = price(self.count, self.block)
 
     @classmethod
     def analyse(cls, pattern):
@@ -58,6 +59,8 @@ class Blocks(AbstractArrangement):
         i = self.order.row_places[self.pattern.rows]
         j = self.order.column_places[self.pattern.cols]
         layout[i // count, j // count, j % count] = np.arange(len(self.pattern))
+        if k <= _WRITTEN_OUT:
+            return small_lu(entries.laid_out(layout))
         if k <= _INVERTED:
             return block_inverse(entries.laid_out(layout))
         return jax.vmap(checked_lu)(entries.laid_out(np.moveaxis(layout, 2, 0)))

@@ -49,13 +49,13 @@ def triangular(n: int) -> Cost:
     return Cost(0, _LAUNCH + 0.001 * n**2)
 
 
-def block_inverse(count: int, k: int) -> Cost:
-    """Up to 4 written out, above by LAPACK; a solve is three products.
+def small_blocks(count: int, k: int) -> Cost:
+    """Up to 4 written out; above by LAPACK, and a solve is three products.
 
-    µs, k and count: 3, 1000: 100 and 40; 3, 10,000: 610 and 140; 8, 1000: 2400 and 150;
+    µs, k and count: 3, 1000: 40 and 18; 3, 10,000: 550 and 110; 8, 1000: 2400 and 150;
     16, 250: 2270 and 150.
     """
-    factor = 0.004 * k**3 if k <= 4 else 0.5 + 0.0025 * k**3
+    factor = 0.0018 * k**3 if k <= 4 else 0.5 + 0.0025 * k**3
     return Cost(_LAUNCH + count * factor, _LAUNCH + count * 0.0015 * k**2)
 
 
