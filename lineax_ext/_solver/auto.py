@@ -64,7 +64,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         are eliminated or inverted all at once, larger ones go to LAPACK one by one;
     - a band, as it stands or after a reverse Cuthill–McKee ordering, is eliminated in
         blocks, as by [`lineax_ext.BlockTridiagonal`][];
-    - a sparse matrix of any other pattern is factorised as by [`lineax_ext.SparseLU`][];
+    - any other sparse matrix is factorised as by [`lineax_ext.SparseLU`][];
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
 
