@@ -6,6 +6,7 @@ import pathlib
 import pkgutil
 import re
 import textwrap
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,16 @@ def test_readme():
     blocks = _blocks((_root / "README.md").read_text())
     assert len(blocks) >= 3
     _run(blocks, {})
+
+
+def test_version():
+    project = tomllib.loads((_root / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    citation = (_root / "CITATION.cff").read_text()
+    (date,) = re.findall(r"^date-released: (.*)$", citation, re.M)
+    assert re.findall(r"^version: (.*)$", citation, re.M) == [version]
+    newest, *_ = re.findall(r"^## (.*)$", (_root / "CHANGELOG.md").read_text(), re.M)
+    assert newest in (f"{version} ({date})", "Unreleased")
 
 
 # What a page leaves to the reader.
