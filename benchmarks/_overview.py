@@ -45,10 +45,13 @@ def _points(cases: list[dict[str, Any]], side: str) -> dict[int, float]:
     return {x: seconds for x, seconds in found.items() if seconds is not None}
 
 
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((_results / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _draw(axis: Any, title: str, claim: tuple[str, str], *sides: tuple[str, str]):
     name, panel = claim
-    result = json.loads((_results / f"{name}.json").read_text(encoding="utf-8"))
-    cases = [case for case in result["cases"] if case["panel"] == panel]
+    cases = [case for case in _read(name)["cases"] if case["panel"] == panel]
     curves = []
     for (side, label), colour in zip(sides, ("#b0413e", "#2a5fa5")):
         points = _points(cases, side)
@@ -74,15 +77,15 @@ def _draw(axis: Any, title: str, claim: tuple[str, str], *sides: tuple[str, str]
     )
     axis.set(title=title, xlabel="unknowns n")
     axis.grid(alpha=0.3)
-    return result
 
 
 def main() -> None:
     plt.rcParams.update({"font.size": 15, "axes.titlesize": 15})
     figure, axes = plt.subplots(1, 3, figsize=(16, 5.4), layout="constrained")
     for axis, panel in zip(axes, _PANELS):
-        result = _draw(axis, *panel)
+        _draw(axis, *panel)
     axes[0].set_ylabel("time of a compiled call, s")
+    result = _read("structured_diffrax")
     machine, versions = result["machine"], result["versions"]
     where = f"{machine['cores']} cores of an {machine['cpu']}, float64"
     what = f"jax {versions['jax']}, same steps to the same result"

@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
+from .._checks import called
 from .._flat import ravel, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
@@ -139,6 +140,11 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        if isinstance(self.well_posed, Pattern):
+            raise ValueError(
+                "`AutoStructuredLinearSolver` was given a pattern for its first "
+                "argument, `well_posed`. Pass it by name: `pattern=…`."
+            )
         if self.well_posed not in (None, True, False):
             raise ValueError(
                 f"`AutoStructuredLinearSolver(well_posed={self.well_posed!r})` must be "
@@ -147,7 +153,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if not isinstance(self.pattern, Pattern | None):
             raise ValueError(
                 "`AutoStructuredLinearSolver(pattern=…)` must be a "
-                f"`lineax_ext.Pattern`; found a `{type(self.pattern).__name__}`."
+                f"`lineax_ext.Pattern`; found {called(self.pattern)}."
             )
 
     def init(

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._checks import called
 from .detect import detect, detect_in_shape
 from .pattern import full, Pattern
 
@@ -109,4 +112,15 @@ def infer_tags(
 
 
 def _jacobian(fn, y, args) -> lx.JacobianLinearOperator:
+    if not callable(fn):
+        raise ValueError(
+            "`infer_pattern` and `infer_tags` need a function of `(y, args)`; found "
+            f"{called(fn)}."
+        )
+    for leaf in jtu.tree_leaves(y):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                "`infer_pattern` and `infer_tags` need a `y` of arrays, such as "
+                f"`jnp.zeros({leaf.shape})`; found {called(leaf)}."
+            )
     return lx.JacobianLinearOperator(fn, y, args, closure_convert=False)
