@@ -65,6 +65,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         are inverted once, and a solve is one product with all of them;
     - a band, as it stands or after a reverse Cuthill–McKee ordering, is eliminated in
         blocks, as by [`lineax_ext.BlockTridiagonal`][];
+    - a sparse matrix, from a grid of some 45×45 on, as by [`lineax_ext.SparseLU`][] or
+        [`lineax_ext.SparseCholesky`][];
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
 
@@ -79,9 +81,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     their entries, such as `lineax.MatrixLinearOperator`.
 
     For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) for each
-    right-hand side, in O(n k) memory. To find the pattern of a band takes hundredths of
-    a second for n = 1000, less than a second for n = 100,000; and once, as patterns are
-    cached. (Of a triangle it takes time and memory in proportion to its entries.)
+    right-hand side, in O(n k) memory; O(fill) memory for a sparse matrix. To find the
+    pattern of a band takes hundredths of a second for n = 1000, less than a second for
+    n = 100,000; and once, as patterns are cached. (A triangle takes time and memory in
+    proportion to its entries.)
 
     The pattern is one for all values. What depends on values is counted as if it could
     be anywhere: a gather by indices that are computed from the unknowns, a sort along
