@@ -118,12 +118,14 @@ def _flow(a, b):
     import diffrax as dfx
 
     term = dfx.ODETerm(lambda t, y, a: -(a @ y))
+    # diffrax takes Python's numbers for float64, where there is that.
+    t0, t1, dt0 = (jnp.asarray(t, b.dtype) for t in (0.0, 0.1, 0.02))
     return dfx.diffeqsolve(
         term,
         lxe.structured(dfx.Kvaerno5(root_finder=optx.Newton(1e-3, 1e-3))),
-        t0=0,
-        t1=0.1,
-        dt0=0.02,
+        t0=t0,
+        t1=t1,
+        dt0=dt0,
         y0=b,
         args=a,
         adjoint=dfx.DirectAdjoint(),
