@@ -51,7 +51,8 @@ def infer_pattern(
 
     **Raises:**
 
-    A warning, if the matrix is taken to be dense for a primitive without a rule.
+    `ValueError` for what is no function, and for a `y` of structures without arrays. A
+    warning, if the matrix is taken to be dense for a primitive without a rule.
 
     ??? cite "Reference"
 
@@ -95,7 +96,8 @@ def infer_tags(
 
     **Raises:**
 
-    A warning, if the matrix is taken to be dense for a primitive without a rule.
+    `ValueError` for what is no function, and for a `y` of structures without arrays. A
+    warning, if the matrix is taken to be dense for a primitive without a rule.
     """
     pattern = detect(_jacobian(fn, y, args))
     if pattern is None or pattern.shape[0] != pattern.shape[1]:
