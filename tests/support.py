@@ -83,7 +83,7 @@ def _banded(a):
     return a * (abs(np.subtract.outer(range(4), range(4))) <= 1)
 
 
-def _damping(solver, operator):
+def _damping(solver, operator, expensive=False):
     def fn(a, b):
         damping = jnp.asarray(0.3, a.real.dtype)
         return lxe.damped_solve(operator(a), b, damping, solver).value
@@ -91,7 +91,7 @@ def _damping(solver, operator):
     normal = lambda a: a.conj().T @ a + 0.3 * np.eye(a.shape[1])
     referee = lambda a, b: np.linalg.solve(normal(a), a.conj().T @ b)
     name = f"`damped_solve`, `{type(solver).__name__}`"
-    return Row(name, fn, referee, (5, 3))
+    return Row(name, fn, referee, (5, 3), expensive=expensive)
 
 
 def _fit(solver):
@@ -182,7 +182,7 @@ ROWS = (
     _solving(lxe.SparseCholesky(), _definite(_sparse), _of_gram),
     _damping(lxe.DampedQR(), lx.MatrixLinearOperator),
     _damping(lxe.DampedSVD(), lx.MatrixLinearOperator),
-    _damping(lxe.DampedSparse(), _sparse),
+    _damping(lxe.DampedSparse(), _sparse, expensive=True),
     Row(
         "`slogdet`",
         _slogdet,
@@ -197,6 +197,7 @@ ROWS = (
     Row(
         "`inv_quad_logdet`, sparse",
         *_quad_logdet(ft.partial(_sparse, tags=lx.positive_semidefinite_tag)),
+        expensive=True,
     ),
     Row("`GramLinearOperator`, `lx.CG`", _gram_operator, _of_gram, digits=11),
     _fits(lxe.LevenbergMarquardt, "`LevenbergMarquardt`"),
