@@ -62,11 +62,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
 
     - a diagonal, a tridiagonal or a triangular matrix is solved as such;
     - connected components of the unknowns are solved side by side: blocks of up to 16
-        are inverted once, and a solve is one product with all of them;
+        are eliminated or inverted all at once, larger ones go to LAPACK one by one;
     - a band, as it stands or after a reverse Cuthill–McKee ordering, is eliminated in
         blocks, as by [`lineax_ext.BlockTridiagonal`][];
-    - a sparse matrix, from a grid of some 45×45 on, as by [`lineax_ext.SparseLU`][] or
-        [`lineax_ext.SparseCholesky`][];
+    - any other sparse matrix is factorised as by [`lineax_ext.SparseLU`][];
     - everything else is dense: LU if it is square, or Cholesky if it is tagged
         semidefinite, and [`lineax_ext.QRMultiply`][] if not.
 
