@@ -105,6 +105,7 @@ def fit_scipy(y0, data):
 
 def draw(t, co2, y, path: str) -> None:
     fitted = np.asarray(model(y, t))
+    plt.rcParams.update({"font.size": 14})
     figure, (top, middle, bottom) = plt.subplots(
         3, 1, figsize=(9, 9), height_ratios=(3, 2, 1), layout="constrained"
     )
@@ -112,16 +113,18 @@ def draw(t, co2, y, path: str) -> None:
     top.plot(years, co2, ".", markersize=2, color="0.6", label="weekly mean")
     top.plot(years, fitted, linewidth=0.7, color="C0", label="fit")
     top.plot(years, trend(y, t), linewidth=1.2, color="C1", label="trend")
-    top.set(ylabel="CO₂ [ppm]", title="Mauna Loa")
-    top.legend(frameon=False)
+    top.set(ylabel="CO₂ in ppm", title="CO₂ at Mauna Loa, fitted with 12 parameters")
+    top.legend(frameon=False, markerscale=4)
     last = years > years[-1] - 5
     middle.plot(years[last], co2[last], ".", markersize=4, color="0.6")
     middle.plot(years[last], fitted[last], color="C0")
-    middle.set(ylabel="the last five years [ppm]")
+    middle.set(ylabel="CO₂ in ppm,\nthe last five years")
     bottom.plot(years, co2 - fitted, ".", markersize=2, color="C3")
     bottom.axhline(0, linewidth=0.5, color="black")
-    bottom.set(xlabel="year", ylabel="data − fit [ppm]")
-    figure.savefig(path, dpi=120)
+    bottom.set(xlabel="year", ylabel="data − fit\nin ppm")
+    figure.align_ylabels()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:

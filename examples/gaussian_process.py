@@ -145,6 +145,7 @@ def least_time(fn, *args, repeats: int = 7) -> float:
 
 
 def draw(t, co2, new, mean, deviation, path: str) -> None:
+    plt.rcParams.update({"font.size": 14})
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(9, 7), height_ratios=(3, 2), layout="constrained"
     )
@@ -160,9 +161,9 @@ def draw(t, co2, new, mean, deviation, path: str) -> None:
             linewidth=0,
             label="± 2 standard deviations",
         )
-        axes.set(ylabel="CO₂ [ppm]")
-    top.legend(frameon=False)
-    top.set(title="Mauna Loa")
+        axes.set(ylabel="CO₂ in ppm")
+    top.legend(frameon=False, markerscale=3)
+    top.set(title="CO₂ at Mauna Loa, and ten years of prediction")
     last = new > t[-1] - 2
     bottom.set(
         xlim=(t[-1] - 2, new[-1]),
@@ -172,17 +173,25 @@ def draw(t, co2, new, mean, deviation, path: str) -> None:
         ),
         xlabel="year",
     )
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def progress(loss_this_step, step_size, **others) -> None:
+    """What BFGS tells of each step that it tries: `(what it is, value)`."""
+    del others
+    template = "  −log p = {:.4f}, step size {:.3g}"
+    jax.debug.print(template, loss_this_step[1], step_size[1])
 
 
 def main() -> None:
     years, co2 = record()
     data = jnp.asarray(years - years.mean()), jnp.asarray(co2 - co2.mean())
     log = {name: jnp.log(value) for name, value in START.items()}
-    print(f"{years.size} months, {len(log)} hyperparameters\n")
+    print(f"{years.size} months, {len(log)} hyperparameters; compiling …", flush=True)
 
     start = time.perf_counter()
-    solver = optx.BFGS(rtol=1e-5, atol=1e-5)
+    solver = optx.BFGS(rtol=1e-5, atol=1e-5, verbose=progress)
     solution = optx.minimise(loss, solver, log, data, max_steps=300, throw=False)
     log = jax.block_until_ready(solution.value)
     steps, seconds = int(solution.stats["num_steps"]), time.perf_counter() - start

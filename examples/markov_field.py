@@ -130,9 +130,16 @@ def dense_log_likelihood(parameters: Float[Array, "3"], given: Problem) -> Scala
     return -(quad + log + at.size * jnp.log(2 * jnp.pi)) / 2
 
 
+def progress(loss_this_step, step_size, **others) -> None:
+    """What BFGS tells of each step that it tries: `(what it is, value)`."""
+    del others
+    template = "  −log p = {:.4f}, step size {:.3g}"
+    jax.debug.print(template, loss_this_step[1], step_size[1])
+
+
 def fit(given: Problem, start: Float[Array, "3"]):
     loss = lambda parameters, given: -log_likelihood(parameters, given)
-    solver = optx.BFGS(rtol=1e-4, atol=1e-3, verbose=True)
+    solver = optx.BFGS(rtol=1e-4, atol=1e-3, verbose=progress)
     run = jax.jit(
         lambda start: optx.minimise(loss, solver, start, given, max_steps=100)
     )
@@ -153,7 +160,8 @@ def mean_and_deviation(parameters: Float[Array, "3"], given: Problem):
 
 
 def draw(map_: np.ndarray, mean: np.ndarray, deviation: np.ndarray, path: str) -> None:
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    plt.rcParams.update({"font.size": 14})
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
     rows, columns = map_.shape
     extent = (0, columns * SPACING, 0, rows * SPACING)
     titles = (
@@ -170,10 +178,10 @@ def draw(map_: np.ndarray, mean: np.ndarray, deviation: np.ndarray, path: str) -
             cmap="magma" if last else "gist_earth",
             **({"vmin": 0} if last else limits),
         )
-        axis.set(title=title, xlabel="km")
+        axis.set(title=title, xlabel="x in km")
         figure.colorbar(image, ax=axis, shrink=0.8)
-    axes[0].set_ylabel("km")
-    figure.savefig(path, dpi=150)
+    axes[0].set_ylabel("y in km")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -150,17 +150,19 @@ def worst_error(params, images) -> float:
 
 
 def draw(runs, path: str) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    plt.rcParams.update({"font.size": 14})
+    figure, axes = plt.subplots(1, 2, figsize=(11, 5), layout="constrained")
     for name, (_, losses, times) in runs.items():
         axes[0].semilogy(np.arange(1, losses.size + 1), losses, label=name)
         axes[1].semilogy(times, losses, label=name)
-    axes[0].set(xlabel="step", ylabel="loss of the training digits")
+    axes[0].set(xlabel="step", ylabel="cross-entropy of the training digits")
     axes[0].set_xscale("log")
-    axes[1].set(xlabel="seconds")
+    axes[1].set(xlabel="time in s", xlim=(-0.03 * SECONDS, 1.05 * SECONDS))
     for axis in axes:
         axis.grid(alpha=0.3)
     axes[1].legend(frameon=False)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def main() -> None:
@@ -174,13 +176,13 @@ def main() -> None:
     steps = {"natural gradient": natural_step}
     for rate in (0.1, 0.5, 2.0):
         steps[f"gradient descent, rate {rate}"] = gradient_step(rate)
-    runs = {name: train(step, params, data) for name, step in steps.items()}
+    runs = {}
     print("                              steps   loss       accuracy on unseen digits")
-    for name, (found, losses, _) in runs.items():
-        print(
-            f"  {name:<27} {losses.size:5d}   {losses[-1]:.2e}   "
-            f"{accuracy(found, *unseen):.1%}"
-        )
+    for name, step in steps.items():
+        print(f"  {name:<27} ", end="", flush=True)
+        found, losses, _ = runs[name] = train(step, params, data)
+        unseen_accuracy = accuracy(found, *unseen)
+        print(f"{losses.size:5d}   {losses[-1]:.2e}   {unseen_accuracy:.1%}")
 
     natural = runs.pop("natural gradient")
     best = min(runs, key=lambda name: runs[name][1][-1])

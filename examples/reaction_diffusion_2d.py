@@ -114,14 +114,14 @@ def by_scipy(pattern: lxe.Pattern):
 
 
 def draw(fields: np.ndarray, path: str) -> None:
-    figure, axes = plt.subplots(1, 4, figsize=(12, 3.4), layout="constrained")
-    for axis, t, u in zip(axes, TIMES, fields):
+    plt.rcParams.update({"font.size": 14})
+    figure, axes = plt.subplots(2, 2, figsize=(9, 8), layout="constrained")
+    for axis, t, u in zip(axes.flat, TIMES, fields):
         image = axis.imshow(u.T, origin="lower", extent=(0, 1, 0, 1), cmap="viridis")
-        axis.set(title=f"t = {t:.4g}", xlabel="x")
-        figure.colorbar(image, ax=axis, shrink=0.8)
-    axes[0].set_ylabel("y")
-    figure.suptitle("u(x, y, t) of the Brusselator, 32 × 32 cells")
-    figure.savefig(path, dpi=150)
+        axis.set(title=f"t = {t:.4g}", xlabel="x", ylabel="y")
+        figure.colorbar(image, ax=axis, shrink=0.9, label="u")
+    figure.suptitle("u(x, y, t) of the Brusselator, 32 × 32 cells, dimensionless")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

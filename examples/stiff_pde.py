@@ -88,7 +88,8 @@ def solve(solver: dfx.AbstractSolver):
 
 
 def draw(ts: np.ndarray, activator: np.ndarray, path: str) -> None:
-    figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    plt.rcParams.update({"font.size": 14})
+    figure, axis = plt.subplots(figsize=(9, 5.6), layout="constrained")
     image = axis.imshow(
         activator,
         origin="lower",
@@ -96,9 +97,9 @@ def draw(ts: np.ndarray, activator: np.ndarray, path: str) -> None:
         extent=(0, LENGTH, ts[0], ts[-1]),
         cmap="magma",
     )
-    axis.set(xlabel="x", ylabel="t", title="Activator of a Gierer–Meinhardt system")
-    figure.colorbar(image, label="a(x, t)")
-    figure.savefig(path, dpi=150)
+    axis.set(xlabel="x", ylabel="t", title="Activator a of a Gierer–Meinhardt system")
+    figure.colorbar(image, label="a(x, t), dimensionless")
+    figure.savefig(path, dpi=110)
     plt.close(figure)
 
 

@@ -10,6 +10,7 @@ import lineax as lx
 from jax.core import Tracer
 from jaxtyping import ArrayLike, PyTree, ScalarLike
 
+from ._checks import called, check_operator, check_vector
 from ._operator.damped import DampedLinearOperator
 from ._solver.damped import AbstractDampedSolver
 from ._solver.damped_qr import DampedQR
@@ -72,23 +73,26 @@ def damped_solve(
 
     **Raises:**
 
-    `ValueError` if the solver has no damped interface, for a damping that is not a
+    `ValueError` if the solver has no damped interface, for a vector that does not fit
+    the operator, a damping that is not a
     scalar, a scale of the wrong structure, a state of another solver or of an operator
     of another structure, and, as far as the values are known at trace time, a negative
     or non-finite damping and a non-positive scale. Values that are
     only known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and
     make the result `RESULTS.singular` otherwise.
     """
+    check_operator(operator, "damped_solve")
     if not isinstance(solver, AbstractDampedSolver):
         raise ValueError(
             "`damped_solve(solver=...)` needs a solver that can damp, as "
-            f"`lineax_ext.DampedQR()`; found a `{type(solver).__name__}`. Any other "
+            f"`lineax_ext.DampedQR()`; found {called(solver)}. Any other "
             "solver can be given the `lineax_ext.DampedLinearOperator` itself."
         )
     if getattr(solver, "damping", None) is not None:
         raise ValueError(
             "`damped_solve` was given a damping twice: use `solver=DampedQR()`."
         )
+    check_vector(vector, operator, "damped_solve")
     damped = DampedLinearOperator(operator, damping, scale)  # raises what it can see
     unchecked = throw and any(
         isinstance(x, Tracer) for x in jtu.tree_leaves((damped.damping, damped.scale))

@@ -8,9 +8,9 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Inexact, PyTree
 
+from ._checks import check_operator, check_vector
 from ._factor import sparse, with_determinant
 from ._factor.with_determinant import Factored
 from ._flat import is_complex, ravel, result_dtype, unravel
@@ -142,35 +142,13 @@ def inv_quad_logdet(
         name and the use; arXiv:1809.11165.
     """
     _check(operator, "inv_quad_logdet")
-    structure = operator.out_structure()
     vector = jtu.tree_map(jnp.asarray, vector)
-    if not _fits(vector, structure):
-        raise ValueError(
-            "`inv_quad_logdet(operator, vector)`: the vector must have the structure "
-            f"of the operator's output, {structure}; found {vector}."
-        )
+    check_vector(vector, operator, "inv_quad_logdet")
     return _inv_quad_logdet(operator, vector, throw)
 
 
-def _fits(vector: PyTree[Array], structure: PyTree[Any]) -> bool:
-    """Whether shapes agree, and dtypes but for what can be cast without loss."""
-    shapes = lambda tree: jtu.tree_map(jnp.shape, tree)
-    if not eqx.tree_equal(shapes(vector), shapes(structure)):
-        return False
-    pairs = zip(jtu.tree_leaves(vector), jtu.tree_leaves(structure))
-    return all(
-        np.can_cast(x.dtype, s.dtype) or not jnp.issubdtype(x.dtype, jnp.inexact)
-        for x, s in pairs
-    )
-
-
 def _check(operator: Any, name: str) -> None:
-    if not isinstance(operator, lx.AbstractLinearOperator):
-        raise ValueError(
-            f"`{name}` needs a `lineax.AbstractLinearOperator`; found a "
-            f"`{type(operator).__name__}`. A matrix can be wrapped in a "
-            "`lineax.MatrixLinearOperator`."
-        )
+    check_operator(operator, name)
     m, n = operator.out_size(), operator.in_size()
     if m != n:
         raise ValueError(

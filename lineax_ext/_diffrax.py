@@ -27,6 +27,7 @@ import optimistix as optx
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
+from ._checks import called, check_linear_solver
 from ._flat import tree_size
 from ._solver.auto import AutoStructuredLinearSolver
 from ._solver.or_identity import OrIdentity
@@ -100,8 +101,8 @@ def structured(
 
     **Raises:**
 
-    `ValueError` for what is no solver of diffrax, for an explicit one, and for a root
-    finder without a linear solver.
+    `ValueError` for what is no solver of diffrax, for an explicit one, for a root
+    finder without a linear solver, and for a `linear_solver` that is none.
 
     ??? cite "References"
 
@@ -114,10 +115,11 @@ def structured(
 
     if not isinstance(solver, dfx.AbstractSolver):
         raise ValueError(
-            f"`structured` was given a `{type(solver).__name__}`, which is no solver "
-            "of diffrax. Pass one such as `diffrax.Kvaerno5()`, and the result to "
+            f"`structured` was given {called(solver)}, which is no solver of diffrax. "
+            "Pass one such as `diffrax.Kvaerno5()`, and the result to "
             "`diffrax.diffeqsolve`."
         )
+    check_linear_solver(linear_solver, "structured(linear_solver=…)")
     if type(solver) in _plain:
         solver = _of_class(_plain[type(solver)], solver)
     name = type(solver).__name__

@@ -661,5 +661,5 @@ def test_given_pattern_that_does_not_fit():
     operator = lx.JacobianLinearOperator(lambda y, _: y**2, jnp.ones(3))
     with pytest.raises(ValueError, match=r"pattern of shape \(2, 3\).*\(3, 3\)"):
         lx.linear_solve(operator, np.ones(3), solver)
-    with pytest.raises(ValueError, match="`lineax_ext.Pattern`; found a `ndarray`"):
+    with pytest.raises(ValueError, match="`lineax_ext.Pattern`; found an array"):
         lxe.AutoStructuredLinearSolver(pattern=np.eye(3))  # pyright: ignore

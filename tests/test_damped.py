@@ -528,7 +528,7 @@ def test_wrong_scale(scale):
 
 
 def test_wrong_vector():
-    with pytest.raises(ValueError, match="structures do not match"):
+    with pytest.raises(ValueError, match="structure of the operator"):
         lxe.damped_solve(operator, jnp.ones(3), 1.0)
     solver = lxe.DampedQR()
     state = solver.damp(solver.init(operator, {}), 1.0)

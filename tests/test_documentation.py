@@ -6,6 +6,7 @@ import pathlib
 import pkgutil
 import re
 import textwrap
+import tomllib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
+from helpers import slow
 
 import lineax_ext as lxe
 
@@ -37,26 +39,72 @@ def _documented():
                     yield pytest.param(block, id=f"{info.name}.{name}")
 
 
+def _run(blocks, namespace):
+    """In order and in one namespace, as a reader would type them; under the defaults of
+    a reader's JAX, not under the strict promotion of the test suite."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block in blocks:
+            exec(block, namespace)
+
+
 def test_readme():
     blocks = _blocks((_root / "README.md").read_text())
     assert len(blocks) >= 3
-    # In order and in one namespace, as a reader would type them; under the defaults of
-    # a reader's JAX, not under the strict promotion of the test suite.
-    namespace = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in blocks:
-            exec(block, namespace)
-    assert namespace["path"].shape == (100, 200)
+    _run(blocks, {})
 
 
-@pytest.mark.parametrize("page", ("operators.md", "sparse.md"))
+def test_version():
+    project = tomllib.loads((_root / "pyproject.toml").read_text())["project"]
+    version = project["version"]
+    citation = (_root / "CITATION.cff").read_text()
+    (date,) = re.findall(r"^date-released: (.*)$", citation, re.M)
+    assert re.findall(r"^version: (.*)$", citation, re.M) == [version]
+    newest, *_ = re.findall(r"^## (.*)$", (_root / "CHANGELOG.md").read_text(), re.M)
+    assert newest in (f"{version} ({date})", "Unreleased")
+
+
+# What a page leaves to the reader.
+_READERS = {
+    "past_one_device": dict(
+        data=jnp.linspace(1.0, 2.0, 12),
+        residuals=lambda y, data: y[0] * data + y[1] - jnp.sin(data),
+        matrices=jnp.asarray(np.ones((3, 2, 2)) + np.eye(2)),
+        vectors=jnp.ones((3, 2)),
+        solve=lambda a, b: lx.linear_solve(lx.MatrixLinearOperator(a), b).value,
+    )
+}
+_PAGES = [
+    # Gradients through diffrax compile for half a minute.
+    slow(path.stem) if path.stem == "stiff_systems" else path.stem
+    for path in sorted((_root / "docs").glob("*.md"))
+    if "```python" in path.read_text()
+]
+
+
+@pytest.mark.parametrize("page", _PAGES)
 def test_page(page):
-    blocks = _blocks((_root / "docs" / page).read_text())
-    assert len(blocks) >= 1
-    namespace = {}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        for block in blocks:
-            exec(block, namespace)
+    text = (_root / "docs" / f"{page}.md").read_text()
+    # As many devices as there are.
+    first, *others = _blocks(text.replace("make_mesh((8,)", "make_mesh((1,)"))
+    namespace = dict(_READERS.get(page, {}))
+    _run([first], namespace)
+    if page == "past_one_device":
+        data = np.linspace(1.0, 2.0, 12)
+        fitted = namespace["fit"](jnp.zeros(2), namespace["data"])
+        np.testing.assert_allclose(fitted, np.polyfit(data, np.sin(data), 1), 1e-6)
+    _run(others, namespace)
+    if page == "past_one_device":
+        np.testing.assert_allclose(namespace["solutions"], 1 / 3)
+
+
+def test_every_public_name_is_on_one_page():
+    pages = "\n".join(path.read_text() for path in (_root / "docs").glob("*.md"))
+    found = re.findall(r"^::: lineax_ext\.(\w+)$", pages, re.M)
+    ours = lambda x: getattr(x, "__module__", "").startswith("lineax_ext")
+    public = [name for name, value in vars(lxe).items() if ours(value)]
+    assert sorted(found) == sorted(public)
+    for name in public:
+        assert inspect.getdoc(getattr(lxe, name)), name
 
 
 @pytest.mark.parametrize("block", list(_documented()))

@@ -1,3 +1,5 @@
+"""Operators: one a file, with its registrations under the class."""
+
 from .block_tridiagonal import (
     BlockTridiagonalLinearOperator as BlockTridiagonalLinearOperator,
 )

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike
 
+from .._checks import check_operator
 from .._flat import ravel, result_dtype
 from .._materialise import as_matrix
 
@@ -147,6 +148,7 @@ class DampedLinearOperator(lx.AbstractLinearOperator):
         damping: ScalarLike,
         scale: PyTree[ArrayLike] | None = None,
     ):
+        check_operator(operator, "DampedLinearOperator")
         self.operator = operator
         self.damping = check_damping(damping)
         if scale is not None:

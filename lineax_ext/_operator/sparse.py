@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Inexact, Shaped
 
+from .._checks import called
 from .._factor.sparse_product import sparse_product
 from .._flat import is_complex
 from .._structure.known import known_entries, known_pattern, locate
@@ -46,7 +47,8 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
 
     **Raises:**
 
-    `ValueError` for another number of values than the pattern has entries.
+    `ValueError` for another number of values than the pattern has entries, and for what
+    is no `Pattern`.
     """
 
     values: Inexact[Array, " entries"]
@@ -56,6 +58,12 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
     def __init__(
         self, values: Shaped[Array, " entries"], pattern: Pattern, tags: object = ()
     ):
+        if not isinstance(pattern, Pattern):
+            raise ValueError(
+                "`SparseMatrixLinearOperator(values, pattern)` needs a "
+                f"`lineax_ext.Pattern`; found {called(pattern)}. That of a sparse "
+                "matrix of SciPy is `lineax_ext.Pattern.from_scipy(matrix)`."
+            )
         values = jnp.asarray(values)
         if values.shape != (len(pattern),):
             raise ValueError(
@@ -78,6 +86,11 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         `ValueError` for a matrix with batch or dense axes, and for one whose indices
         are traced: the pattern must be known while JAX traces.
         """
+        if not hasattr(matrix, "n_batch"):
+            raise ValueError(
+                "`SparseMatrixLinearOperator.from_bcoo` needs a "
+                f"`jax.experimental.sparse.BCOO`; found {called(matrix)}."
+            )
         if matrix.ndim != 2 or matrix.n_batch != 0 or matrix.n_dense != 0:
             raise ValueError(
                 "`SparseMatrixLinearOperator.from_bcoo` needs a matrix without batch "

@@ -1,3 +1,5 @@
+"""Solvers of lineax: one a file, and what they share."""
+
 from .auto import AutoStructuredLinearSolver as AutoStructuredLinearSolver
 from .block_tridiagonal import BlockTridiagonal as BlockTridiagonal
 from .damped import AbstractDampedSolver as AbstractDampedSolver

@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
+from .._checks import called
 from .._flat import ravel, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
@@ -79,9 +80,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     their entries, such as `lineax.MatrixLinearOperator`.
 
     For n unknowns and a bandwidth of k: O(n k²) once, in `init`, and O(n k) for each
-    right-hand side, in O(n k) memory. To find the pattern of a band takes hundredths of
-    a second for n = 1000, less than a second for n = 100,000; and once, as patterns are
-    cached. (Of a triangle it takes time and memory in proportion to its entries.)
+    right-hand side, in O(n k) memory; O(fill) memory for a sparse matrix. To find the
+    pattern of a band takes hundredths of a second for n = 1000, less than a second for
+    n = 100,000; and once, as patterns are cached. (A triangle takes time and memory in
+    proportion to its entries.)
 
     The pattern is one for all values. What depends on values is counted as if it could
     be anywhere: a gather by indices that are computed from the unknowns, a sort along
@@ -140,6 +142,11 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
     pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
+        if isinstance(self.well_posed, Pattern):
+            raise ValueError(
+                "`AutoStructuredLinearSolver` was given a pattern for its first "
+                "argument, `well_posed`. Pass it by name: `pattern=…`."
+            )
         if self.well_posed not in (None, True, False):
             raise ValueError(
                 f"`AutoStructuredLinearSolver(well_posed={self.well_posed!r})` must be "
@@ -148,7 +155,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if not isinstance(self.pattern, Pattern | None):
             raise ValueError(
                 "`AutoStructuredLinearSolver(pattern=…)` must be a "
-                f"`lineax_ext.Pattern`; found a `{type(self.pattern).__name__}`."
+                f"`lineax_ext.Pattern`; found {called(self.pattern)}."
             )
 
     def init(

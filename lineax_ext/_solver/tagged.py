@@ -6,6 +6,7 @@ import equinox as eqx
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._checks import check_linear_solver
 from .._tags import tag_set
 
 
@@ -66,11 +67,14 @@ class TaggedLinearSolver(lx.AbstractLinearSolver[Any]):
 
     **Raises:**
 
-    What `solver` raises.
+    `ValueError` for a `solver` that is none; and what it raises.
     """
 
     solver: lx.AbstractLinearSolver
     tags: frozenset[object] = eqx.field(static=True, converter=tag_set)
+
+    def __check_init__(self):
+        check_linear_solver(self.solver, "TaggedLinearSolver(solver=…)")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, PyTree
 
+from .._checks import called
 from .detect import detect, detect_in_shape
 from .pattern import full, Pattern
 
@@ -48,7 +51,8 @@ def infer_pattern(
 
     **Raises:**
 
-    A warning, if the matrix is taken to be dense for a primitive without a rule.
+    `ValueError` for what is no function, and for a `y` of structures without arrays. A
+    warning, if the matrix is taken to be dense for a primitive without a rule.
 
     ??? cite "Reference"
 
@@ -92,7 +96,8 @@ def infer_tags(
 
     **Raises:**
 
-    A warning, if the matrix is taken to be dense for a primitive without a rule.
+    `ValueError` for what is no function, and for a `y` of structures without arrays. A
+    warning, if the matrix is taken to be dense for a primitive without a rule.
     """
     pattern = detect(_jacobian(fn, y, args))
     if pattern is None or pattern.shape[0] != pattern.shape[1]:
@@ -109,4 +114,15 @@ def infer_tags(
 
 
 def _jacobian(fn, y, args) -> lx.JacobianLinearOperator:
+    if not callable(fn):
+        raise ValueError(
+            "`infer_pattern` and `infer_tags` need a function of `(y, args)`; found "
+            f"{called(fn)}."
+        )
+    for leaf in jtu.tree_leaves(y):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise ValueError(
+                "`infer_pattern` and `infer_tags` need a `y` of arrays, such as "
+                f"`jnp.zeros({leaf.shape})`; found {called(leaf)}."
+            )
     return lx.JacobianLinearOperator(fn, y, args, closure_convert=False)

@@ -6,7 +6,10 @@ from typing import Any
 
 import lineax as lx
 import numpy as np
+from jax.core import Tracer
 from numpy.typing import ArrayLike
+
+from .._checks import called
 
 
 def bandwidth(operator: lx.AbstractLinearOperator) -> tuple[int, int] | None:
@@ -91,6 +94,12 @@ class Pattern:
     @staticmethod
     def from_scipy(matrix: Any) -> "Pattern":
         """That of a SciPy sparse matrix or array: what it stores, zeros included."""
+        if not hasattr(matrix, "tocoo"):
+            raise ValueError(
+                "`Pattern.from_scipy` needs a sparse matrix of SciPy; found "
+                f"{called(matrix)}. That of a dense one is "
+                "`Pattern(*np.nonzero(matrix), matrix.shape)`."
+            )
         matrix = matrix.tocoo()
         return Pattern(matrix.row, matrix.col, matrix.shape)
 
@@ -147,6 +156,11 @@ def full(m: int, n: int) -> Pattern:
 
 
 def _indices(x: ArrayLike) -> np.ndarray:
+    if isinstance(x, Tracer):
+        raise ValueError(
+            "`Pattern` was given traced indices. Make it outside of `jit` and `vmap`: "
+            "it must be known while JAX traces."
+        )
     x = np.asarray(x)
     if x.size == 0 and x.ndim == 1:
         return x.astype(np.int32)
