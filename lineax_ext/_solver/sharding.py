@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.tree_util as jtu
 import lineax as lx
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from .._flat import freeze
 from .._rows import Rows
@@ -30,27 +30,37 @@ def find_rows(
             f"least as many rows as columns, and one column; found {m}×{n}. Leave "
             "`rows` out."
         )
-    axes = _row_axes(sharding)
-    return Rows(sharding.mesh, axes, freeze(operator.out_structure()))
+    axes = axes_of(sharding)
+    return Rows(mesh_here(sharding), axes, freeze(operator.out_structure()))
+
+
+def mesh_here(sharding: NamedSharding) -> Mesh | AbstractMesh:
+    """The mesh, as `jax.set_mesh`, `jax.sharding.auto_axes` and the like have it here."""
+    here = jax.sharding.get_abstract_mesh()
+    return here if here.shape == sharding.mesh.shape else sharding.mesh
 
 
 def check_rows(sharding: Any, solver: str) -> None:
-    if sharding is None:
-        return
+    if sharding is not None:
+        check_sharding(sharding, f"{solver}(rows=...)")
+
+
+def check_sharding(sharding: Any, argument: str) -> None:
     if not isinstance(sharding, NamedSharding):
         raise ValueError(
-            f"`{solver}(rows=...)` must be a `jax.sharding.NamedSharding`; found a "
+            f"`{argument}` must be a `jax.sharding.NamedSharding`; found a "
             f"`{type(sharding).__name__}`."
         )
-    if len(_row_axes(sharding)) == 0:
+    if len(axes_of(sharding)) == 0:
         raise ValueError(
-            f"`{solver}(rows=...)` must name the axes of the mesh along which the rows "
-            "lie, and no others, as `NamedSharding(mesh, PartitionSpec('rows'))`; "
+            f"`{argument}` must name the axes of the mesh along which a leading axis "
+            "is split, and no others, as `NamedSharding(mesh, PartitionSpec('rows'))`; "
             f"found {sharding.spec}."
         )
 
 
-def _row_axes(sharding: NamedSharding) -> tuple[str, ...]:
+def axes_of(sharding: NamedSharding) -> tuple[str, ...]:
+    """Those of the mesh along which the leading axis is split, and no other is."""
     first, *rest = sharding.spec or (None,)
     if first is None or any(axis is not None for axis in rest):
         return ()
@@ -65,8 +75,10 @@ def _explicit(operator: lx.AbstractLinearOperator) -> NamedSharding | None:
     structure = jax.eval_shape(operator.mv, operator.in_structure())
     found = set()
     for leaf in jtu.tree_leaves(structure):
+        if leaf.sharding is None:
+            return None
         spec = leaf.sharding.spec
-        axes = _row_axes(NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec[:1])))
+        axes = axes_of(NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec[:1])))
         found.add(NamedSharding(leaf.sharding.mesh, PartitionSpec(axes or None)))
     sharding = found.pop() if len(found) == 1 else None
-    return None if sharding is None or len(_row_axes(sharding)) == 0 else sharding
+    return None if sharding is None or len(axes_of(sharding)) == 0 else sharding
