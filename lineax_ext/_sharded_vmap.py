@@ -65,7 +65,9 @@ def sharded_vmap(
 
     def here(*args):
         # The types of these are those of one device, and name no mesh.
-        structures = jtu.tree_map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+        structures = jtu.tree_map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args
+        )
         with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
             traced, closed_over = jax.closure_convert(
                 jax.vmap(fn, in_axes), *structures
