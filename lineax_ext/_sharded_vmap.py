@@ -31,15 +31,18 @@ def sharded_vmap(
     !!! Example
 
         ```python
-        mesh = jax.make_mesh((8,), ("lanes",))
+        from jax.sharding import NamedSharding, PartitionSpec
+
+        mesh = jax.make_mesh((jax.device_count(),), ("lanes",))
         lanes = NamedSharding(mesh, PartitionSpec("lanes"))
 
-        def fit(y0, data):
+        def fit(start):
             solver = lxe.LevenbergMarquardt(rtol=1e-8, atol=1e-8)
-            return optx.least_squares(residuals, solver, y0, data, throw=False).value
+            return optx.least_squares(residuals, solver, start, throw=False).value
 
-        fits = jax.jit(lxe.sharded_vmap(fit, lanes, in_axes=(None, 0)))
-        values = fits(y0, jax.device_put(data, lanes))
+        starts = jnp.stack([y0, y0 + 1] * jax.device_count())
+        fits = jax.jit(lxe.sharded_vmap(fit, lanes))
+        values = fits(jax.device_put(starts, lanes))
         ```
 
     **Arguments:**
@@ -52,13 +55,13 @@ def sharded_vmap(
 
     **Returns:**
 
-    A function of as many arguments, none by name. The leading axis of its outputs counts
-    the lanes, and is split as `lanes` says.
+    A function of as many arguments, none by name. The leading axis of its outputs
+    counts the lanes, and is split as `lanes` says.
 
     **Raises:**
 
-    `ValueError` for `lanes` that name no axis of a mesh, for a number of lanes that is no
-    multiple of the number of devices, and on differentiating from outside.
+    `ValueError` for `lanes` that name no axis of a mesh, for a number of lanes that is
+    no multiple of the number of devices, and on differentiating from outside.
     """
     check_sharding(lanes, "sharded_vmap(lanes=...)")
     axes = axes_of(lanes)

@@ -15,7 +15,7 @@ import traceback
 
 if __name__ == "__main__":
     # What lineax checks of a solve inside a derivative, it would gather on one device.
-    os.environ["EQX_ON_ERROR"] = "nan"
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={2 if '--process' in sys.argv else 8} "
         "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
@@ -82,6 +82,10 @@ def collectives(text: str) -> list[tuple[str, int]]:
     """The collectives of a program, with the number of entries of each."""
     found = [_COLLECTIVE.search(line) for line in text.splitlines()]
     return [(x.group(2), entries(x.group(1))) for x in found if x is not None]
+
+
+def _size(moved: tuple[str, int]) -> int:
+    return moved[1]
 
 
 def largest_buffer(text: str) -> int:
@@ -389,6 +393,31 @@ def derivatives_move_triangles():
 
 
 @check
+def checked_derivatives_move_more_only_where_they_fail():
+    # With EQX_ON_ERROR=raise; `test_sharded.py` sets it.
+    rows, m, n = line(), 800, 3
+    t = jax.ShapeDtypeStruct((m,), jnp.float64, sharding=rows)
+    y = jax.ShapeDtypeStruct((n,), jnp.float64)
+
+    def loss(y, t, b):
+        operator = lx.JacobianLinearOperator(waves, y, t)
+        solver = lxe.QRMultiply(rows=rows)
+        return jnp.sum(lx.linear_solve(operator, b, solver, throw=False).value ** 2)
+
+    where = (NamedSharding(rows.mesh, P()), rows)
+    fn = jax.jit(jax.grad(loss, (0, 2)), out_shardings=where)
+    text = fn.lower(y, t, t).compile().as_text()
+    assert text is not None
+    computations = [x for x in text.split("\n\n") if collectives(x)]
+    entry = [x for x in computations if "ENTRY " in x]
+    large = [x for x in computations if max(collectives(x), key=_size)[1] > 8 * n * n]
+    assert len(entry) == 1 and len(large) == 1, list(map(collectives, computations))
+    # One branch: that in which Python is called to raise the error.
+    assert large != entry and "conditional(" in large[0], large[0]
+    assert collectives(large[0])[0][1] == m
+
+
+@check
 def a_fit_moves_triangles():
     rows, m, n = line(), 8000, 3
     truth = jnp.array([0.6, -0.2, 0.4])
@@ -650,11 +679,20 @@ def explicit_types_need_no_rows():
             )
             return lx.linear_solve(operator, b, lxe.QRMultiply(), throw=False).value
 
-        for fn in (direct, solve):
-            compiled = jax.jit(fn).lower(y, t, b).compile()
-            moved = collectives(compiled.as_text())
-            assert sorted(size for _, size in moved) == [8 * 4, 8 * 16], moved
-            assert_close(compiled(y, t, b), expected, 1e-11)
+        with_mesh = [jax.jit(fn).lower(y, t, b).compile() for fn in (direct, solve)]
+    # By the types of the arrays alone.
+    without_mesh = jax.jit(direct).lower(y, t, b).compile()
+    for compiled in (*with_mesh, without_mesh):
+        moved = collectives(compiled.as_text())
+        assert sorted(size for _, size in moved) == [8 * 4, 8 * 16], moved
+        assert_close(compiled(y, t, b), expected, 1e-11)
+
+    def fit(y, t, b):
+        residuals = lambda y, args: waves(y, args[0]) - args[1]
+        solver = lxe.LevenbergMarquardt(1e-10, 1e-10)
+        return optx.least_squares(residuals, solver, y, (t, b)).value
+
+    assert "auto_axes" in message(lambda: jax.jit(fit).lower(y, t, b))
 
 
 @check

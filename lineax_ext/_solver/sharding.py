@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import lineax as lx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from .._flat import freeze
 from .._rows import Rows
@@ -35,7 +37,7 @@ def find_rows(
 
 
 def mesh_here(sharding: NamedSharding) -> Mesh | AbstractMesh:
-    """The mesh, as `jax.set_mesh`, `jax.sharding.auto_axes` and the like have it here."""
+    """The mesh, its axes of the types that `jax.set_mesh` or `auto_axes` gives them."""
     here = jax.sharding.get_abstract_mesh()
     return here if here.shape == sharding.mesh.shape else sharding.mesh
 
@@ -59,6 +61,18 @@ def check_sharding(sharding: Any, argument: str) -> None:
         )
 
 
+def check_summable(structure: PyTree[Any], descent: str) -> None:
+    """That optimistix can add up residuals; not if their types are explicit."""
+    for leaf in jtu.tree_leaves(structure):
+        if leaf.sharding is not None and any(leaf.sharding.spec):
+            raise ValueError(
+                f"`{descent}` was given residuals with the explicit sharding "
+                f"{leaf.sharding.spec}, which optimistix cannot add up. Make the mesh "
+                "with `axis_types=(jax.sharding.AxisType.Auto,)`, or fit inside of "
+                "`jax.sharding.auto_axes`."
+            )
+
+
 def axes_of(sharding: NamedSharding) -> tuple[str, ...]:
     """Those of the mesh along which the leading axis is split, and no other is."""
     first, *rest = sharding.spec or (None,)
@@ -69,7 +83,10 @@ def axes_of(sharding: NamedSharding) -> tuple[str, ...]:
 
 def _explicit(operator: lx.AbstractLinearOperator) -> NamedSharding | None:
     """The sharding of the leading axis, if the types of all outputs carry the same."""
-    if AxisType.Explicit not in jax.sharding.get_abstract_mesh().axis_types:
+    arrays = eqx.filter(operator, eqx.is_array)
+    meshes = [jax.typeof(x).sharding.mesh for x in jtu.tree_leaves(arrays)]
+    meshes.append(jax.sharding.get_abstract_mesh())
+    if all(AxisType.Explicit not in mesh.axis_types for mesh in meshes):
         return None
     # `out_structure` says nothing of a sharding.
     structure = jax.eval_shape(operator.mv, operator.in_structure())
