@@ -21,6 +21,7 @@ if __name__ == "__main__":
         "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
     )
 
+import diffrax as dfx  # noqa: E402
 import jax  # noqa: E402
 import jax.lax as lax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -652,6 +653,30 @@ def ensembles_of_fits_do_not_communicate():
         e = np.exp(-rate * np.asarray(t))
         jac = np.stack([e, -2 * np.asarray(t) * e], 1)
         assert_close(found, 2 * np.array([2.0, rate]) @ np.linalg.pinv(jac), 1e-6)
+
+
+@check
+def ensembles_of_differential_equations_do_not_communicate():
+    lanes = line()
+    decays = np.logspace(0, 3, 16)
+
+    def solve(decay):
+        return dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, args: -decay * (y - jnp.cos(t)) - jnp.sin(t)),
+            lxe.structured(dfx.Kvaerno3()),
+            t0=0.0,
+            t1=1.0,
+            dt0=None,
+            y0=jnp.ones(3),
+            stepsize_controller=dfx.PIDController(rtol=1e-6, atol=1e-8),
+        ).ys[0]
+
+    fn = jax.jit(lxe.sharded_vmap(solve, lanes))
+    compiled = fn.lower(jax.device_put(decays, lanes)).compile()
+    assert collectives(compiled.as_text()) == []
+    # y = cos t, whatever the decay.
+    found = compiled(jax.device_put(decays, lanes))
+    assert_close(found, np.full((16, 3), np.cos(1.0)), 1e-5)
 
 
 @check
