@@ -18,7 +18,6 @@ QUICK = (
     "along_one_axis",
     "nothing_of_the_size_of_the_matrix",
     "memory_falls_as_one_over_the_devices",
-    "ensembles_of_fits_do_not_communicate",
     "gram_operators_reduce",
     "errors",
 )
