@@ -28,6 +28,7 @@ from ._operator import (
     GramLinearOperator as GramLinearOperator,
     SparseMatrixLinearOperator as SparseMatrixLinearOperator,
 )
+from ._sharded_vmap import sharded_vmap as sharded_vmap
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
     AutoStructuredLinearSolver as AutoStructuredLinearSolver,

@@ -34,6 +34,12 @@ class Rows(eqx.Module):
         return math.prod(self.mesh.shape[axis] for axis in self.axes)
 
     @property
+    def explicit(self) -> bool:
+        """Whether the types of arrays say how they lie on the axes."""
+        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types))
+        return all(types[name] == AxisType.Explicit for name in self.axes)
+
+    @property
     def size(self) -> int:
         """The number of rows without padding."""
         return tree_size(thaw(self.structure))
@@ -55,8 +61,7 @@ class Rows(eqx.Module):
     def constrain(self, x: Array, axis: int = 0) -> Array:
         spec = PartitionSpec(*[None] * axis, self.axes)
         sharding = NamedSharding(self.mesh, spec)
-        types = dict(zip(self.mesh.axis_names, self.mesh.axis_types))
-        if all(types[name] == AxisType.Explicit for name in self.axes):
+        if self.explicit:
             return jax.sharding.reshard(x, sharding)
         return jax.lax.with_sharding_constraint(x, sharding)
 

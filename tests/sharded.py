@@ -15,12 +15,13 @@ import traceback
 
 if __name__ == "__main__":
     # What lineax checks of a solve inside a derivative, it would gather on one device.
-    os.environ["EQX_ON_ERROR"] = "nan"
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={2 if '--process' in sys.argv else 8} "
         "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
     )
 
+import diffrax as dfx  # noqa: E402
 import jax  # noqa: E402
 import jax.lax as lax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -82,6 +83,10 @@ def collectives(text: str) -> list[tuple[str, int]]:
     """The collectives of a program, with the number of entries of each."""
     found = [_COLLECTIVE.search(line) for line in text.splitlines()]
     return [(x.group(2), entries(x.group(1))) for x in found if x is not None]
+
+
+def _size(moved: tuple[str, int]) -> int:
+    return moved[1]
 
 
 def largest_buffer(text: str) -> int:
@@ -187,7 +192,11 @@ def matrices():
         )
         return jax.vmap(solve)(b).value
 
-    assert_close(jax.jit(fn)(a, b), np.linalg.lstsq(a, b.T, rcond=None)[0].T)
+    found = jax.jit(fn)(a, b)
+    assert_close(found, np.linalg.lstsq(a, b.T, rcond=None)[0].T)
+    # What fills 83 rows up to 88 are zeros: to the last bit.
+    filled = jax.jit(fn)(np.pad(a, ((0, 5), (0, 0))), np.pad(b, ((0, 0), (0, 5))))
+    np.testing.assert_array_equal(found, filled)
 
 
 @check
@@ -299,16 +308,22 @@ def levenberg_marquardt():
     noise = 0.01 * np.random.default_rng(0).standard_normal(401)
     t, data = jnp.asarray(times), jnp.asarray(3 * np.exp(-2 * times) + 0.5 + noise)
 
-    def make(rows):
+    def scaled(rows):
         return lxe.LevenbergMarquardt(
             1e-10, 1e-10, linear_solver=lxe.DampedSVD(rows=rows), scale="jacobian"
         )
 
-    value, grad, steps = fit(make(rows), t, data)
-    one, one_grad, one_steps = fit(make(None), t, data)
-    assert steps == one_steps
-    assert_close(value, one, 1e-10)
-    assert_close(grad, one_grad, 1e-10)
+    def indirect(rows):
+        return lxe.IndirectLevenbergMarquardt(
+            1e-10, 1e-10, linear_solver=lxe.DampedQR(rows=rows)
+        )
+
+    for make in (scaled, indirect):
+        value, grad, steps = fit(make(rows), t, data)
+        one, one_grad, one_steps = fit(make(None), t, data)
+        assert steps == one_steps
+        assert_close(value, one, 1e-9)
+        assert_close(grad, one_grad, 1e-9)
 
 
 @check
@@ -370,6 +385,28 @@ def nothing_of_the_size_of_the_matrix():
 
 
 @check
+def memory_falls_as_one_over_the_devices():
+    n = 6
+
+    def parts(p, m):
+        """The program, and its memory in units of what a device has of the matrix."""
+        mesh = jax.make_mesh(
+            (p,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:p]
+        )
+        rows = NamedSharding(mesh, P("rows"))
+        text, memory = traffic(m // 2, n, rows, lxe.QRMultiply(rows=rows))
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        return text, held / (8 * m * n / p)
+
+    # The data, the matrix, its QR, and n columns of one leaf.
+    first, *others = (parts(p, 8000)[1] for p in (2, 4, 8))
+    assert first < 3 and all(abs(x / first - 1) < 0.02 for x in others)
+    # So many rows are made a chunk of columns at a time, which takes no more.
+    text, many = parts(2, 2**21)
+    assert text.count(" while(") == 1 and many < 1.1 * first, (first, many)
+
+
+@check
 def derivatives_move_triangles():
     rows, m, n = line(), 800, 3
     t = jax.ShapeDtypeStruct((m,), jnp.float64, sharding=rows)
@@ -386,6 +423,31 @@ def derivatives_move_triangles():
         jax.jit(jax.grad(loss, (0, 2))).lower(y, t, t).compile().as_text()
     )
     assert max(size for _, size in moved) <= 8 * n * n, moved
+
+
+@check
+def checked_derivatives_move_more_only_where_they_fail():
+    # With EQX_ON_ERROR=raise; `test_sharded.py` sets it.
+    rows, m, n = line(), 800, 3
+    t = jax.ShapeDtypeStruct((m,), jnp.float64, sharding=rows)
+    y = jax.ShapeDtypeStruct((n,), jnp.float64)
+
+    def loss(y, t, b):
+        operator = lx.JacobianLinearOperator(waves, y, t)
+        solver = lxe.QRMultiply(rows=rows)
+        return jnp.sum(lx.linear_solve(operator, b, solver, throw=False).value ** 2)
+
+    where = (NamedSharding(rows.mesh, P()), rows)
+    fn = jax.jit(jax.grad(loss, (0, 2)), out_shardings=where)
+    text = fn.lower(y, t, t).compile().as_text()
+    assert text is not None
+    computations = [x for x in text.split("\n\n") if collectives(x)]
+    entry = [x for x in computations if "ENTRY " in x]
+    large = [x for x in computations if max(collectives(x), key=_size)[1] > 8 * n * n]
+    assert len(entry) == 1 and len(large) == 1, list(map(collectives, computations))
+    # One branch: that in which Python is called to raise the error.
+    assert large != entry and "conditional(" in large[0], large[0]
+    assert collectives(large[0])[0][1] == m
 
 
 @check
@@ -448,6 +510,11 @@ def gram_operators_reduce():
 
 
 def ensemble_members():
+    """For each solver one problem, made of a 12×5 and a vector of 12 for each lane.
+
+    Yields its name, whether there is a loop in it that ends by the values, the solver,
+    the operator, and what it is to solve, for NumPy.
+    """
     square = lambda a: lx.MatrixLinearOperator(a[:5, :5])
     tridiagonal = lambda a: lx.TridiagonalLinearOperator(a[0, :5], a[1, :4], a[2, :4])
     blocks = lambda a: lxe.BlockTridiagonalLinearOperator(
@@ -456,54 +523,160 @@ def ensemble_members():
     jacobian = lambda a: lx.JacobianLinearOperator(
         lambda y, d: d * y**2 + jnp.pad(y[1:], (0, 1)), a[0, :5], a[1, :5]
     )
-    yield "AutoStructured", jacobian, lxe.AutoStructuredLinearSolver(), 5
-    yield "Tagged", square, lxe.TaggedLinearSolver(lx.LU(), ()), 5
-    yield "tridiagonal", tridiagonal, lxe.AutoStructuredLinearSolver(), 5
-    yield "BlockTridiagonal", blocks, lxe.BlockTridiagonal(), 12
+    # Rows 0 to 11 on the diagonal, and an arrow.
+    arrow = np.r_[np.arange(12), np.zeros(11), np.arange(1, 12)].astype(int)
+    cross = np.r_[np.arange(12), np.arange(1, 12), np.zeros(11)].astype(int)
+
+    def sparse(a, definite=False):
+        values = jnp.concatenate([a[:, 0] + 9, a[1:, 1], a[1:, 1 if definite else 2]])
+        # (in the order of the pattern)
+        pattern = lxe.Pattern(arrow, cross, (12, 12))
+        order = np.lexsort((cross, arrow))
+        operator = lxe.SparseMatrixLinearOperator(values[order], pattern)
+        tag = lx.positive_semidefinite_tag
+        return lx.TaggedLinearOperator(operator, tag) if definite else operator
+
+    def definite(a):
+        return sparse(a, definite=True)
+
+    def cornered(a):
+        whole = np.diag(a[:, 0] + 9)
+        whole[1:, 0] = a[1:, 2]
+        whole[0, 1:] = a[1:, 1]
+        return whole
+
+    def mirrored(a):
+        whole = cornered(a)
+        whole[1:, 0] = a[1:, 1]
+        return whole
+
+    banded = lambda a: np.diag(a[:, 0]) + np.diag(a[:-1, 1], -1) + np.diag(a[:-1, 2], 1)
+    narrow = lambda a: np.diag(a[0, :5]) + np.diag(a[1, :4], -1) + np.diag(a[2, :4], 1)
+    powers = lambda a: np.diag(2 * a[1, :5] * a[0, :5]) + np.eye(5, k=1)
+    auto = lxe.AutoStructuredLinearSolver()
+    yield "AutoStructured", False, auto, jacobian, powers
+    yield "tridiagonal", False, auto, tridiagonal, narrow
+    tagged = lxe.TaggedLinearSolver(lx.LU(), ())
+    yield "Tagged", False, tagged, square, lambda a: a[:5, :5]
     for name, solver in solvers(None).items():
-        yield name, lx.MatrixLinearOperator, solver, 12
-    yield "DampedQR(damping)", lx.MatrixLinearOperator, lxe.DampedQR(damping=0.1), 12
+        yield name, False, solver, lx.MatrixLinearOperator, lambda a: a
+    yield "BlockTridiagonal", True, lxe.BlockTridiagonal(), blocks, banded
+    yield "SparseLU", True, lxe.SparseLU(), sparse, cornered
+    yield "SparseCholesky", True, lxe.SparseCholesky(), definite, mirrored
+    yield "DampedSparse", True, lxe.DampedSparse(), sparse, cornered
 
 
 @check
 def ensembles_do_not_communicate():
     rng = np.random.default_rng(0)
-    spread = line()
-    a = jax.device_put(rng.standard_normal((16, 12, 5)) + 3 * np.eye(12, 5), spread)
-    b = jax.device_put(rng.standard_normal((16, 12)), spread)
-    for name, make, solver, size in ensemble_members():
+    lanes = line()
+    whole = rng.standard_normal((16, 12, 5)) + 3 * np.eye(12, 5)
+    right = rng.standard_normal((16, 12))
+    a, b = jax.device_put((whole, right), lanes)
+    for name, loops, solver, make, referee in ensemble_members():
 
-        def solve(a, b, make=make, solver=solver, size=size):
-            return lx.linear_solve(make(a), b[:size], solver, throw=False).value
+        def solve(a, b, make=make, solver=solver):
+            operator = make(a)
+            b = b[: operator.out_size()]
+            if isinstance(solver, lxe.DampedSparse):
+                return lxe.damped_solve(operator, b, 0.1, solver, throw=False).value
+            return lx.linear_solve(operator, b, solver, throw=False).value
 
-        compiled = jax.jit(jax.vmap(solve)).lower(a, b).compile()
-        moved = collectives(compiled.as_text())
-        loop = [("all-reduce", 1)] if name == "BlockTridiagonal" else []
-        assert moved in ([], loop), (name, moved)
-        x = np.asarray(compiled(a, b))
-        if make is lx.MatrixLinearOperator and name != "DampedQR(damping)":
-            expected = [np.linalg.lstsq(*ab, rcond=None)[0] for ab in zip(a, b)]
-            assert_close(x, expected, 1e-11)
+        if not loops:
+            compiled = jax.jit(jax.vmap(solve)).lower(a, b).compile()
+        else:
+            # Under `vmap` alone, one Boolean of all lanes in each round.
+            compiled = jax.jit(jax.vmap(solve)).lower(a, b).compile()
+            moved = collectives(compiled.as_text())
+            assert set(moved) == {("all-reduce", 1)}, (name, moved)
+            compiled = jax.jit(lxe.sharded_vmap(solve, lanes)).lower(a, b).compile()
+        assert collectives(compiled.as_text()) == [], name
+        x = compiled(a, b)
+        assert x.sharding.is_equivalent_to(lanes, 2), name
+        for found, matrix, vector in zip(np.asarray(x), whole, right):
+            matrix = referee(matrix)
+            vector = vector[: len(matrix)]
+            if name == "DampedSparse":
+                inverse = np.linalg.inv(matrix.T @ matrix + 0.1 * np.eye(12))
+                expected = inverse @ matrix.T @ vector
+            else:
+                expected = np.linalg.lstsq(matrix, vector, rcond=None)[0]
+            assert_close(found, expected, 1e-9)
 
 
 @check
-def ensembles_of_fits_ask_whether_to_go_on():
-    # A loop under `vmap` ends when it ends for all: one Boolean for each step.
-    t = jnp.linspace(0, 3, 20)
+def ensembles_of_fits_do_not_communicate():
+    t, lanes = jnp.linspace(0, 3, 20), line()
+    rates = np.r_[np.full(14, 1.1), 2.0, 2.0]  # the last device starts far off
+    data = jax.device_put(2 * np.exp(-rates[:, None] * np.asarray(t)), lanes)
+    lane = jax.device_put(np.arange(16), lanes)
+    calls = np.zeros(16, int)
 
-    def one(data):
-        residuals = lambda y, data: y[0] * jnp.exp(-y[1] * t) - data
+    def count(lane):
+        calls[lane] += 1
+
+    def fit(start, data, lane=None, throw=False):
+        def residuals(y, args):
+            data, lane = args
+            if lane is not None:
+                jax.debug.callback(count, lane)
+            return y[0] * jnp.exp(-y[1] * t) - data
+
         solver = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian")
-        return optx.least_squares(
-            residuals, solver, jnp.array([1.0, 1.0]), data, throw=False
-        ).value
+        sol = optx.least_squares(residuals, solver, start, (data, lane), throw=throw)
+        return sol.value, sol.stats["num_steps"]
 
-    rates = np.linspace(0.5, 2, 16)
-    data = jax.device_put(2 * np.exp(-rates[:, None] * np.asarray(t)), line())
-    compiled = jax.jit(jax.vmap(one)).lower(data).compile()
+    start, expected = jnp.array([2.0, 1.0]), np.stack([np.full(16, 2.0), rates], 1)
+    # A loop under `vmap` alone ends when it ends for all: a Boolean each step.
+    compiled = jax.jit(jax.vmap(fit, (None, 0))).lower(start, data).compile()
     moved = collectives(compiled.as_text())
-    assert set(moved) <= {("all-reduce", 1)}, moved
-    assert_close(compiled(data), np.stack([np.full(16, 2.0), rates], 1), 1e-8)
+    assert set(moved) == {("all-reduce", 1)}, moved
+    mapped = jax.jit(lxe.sharded_vmap(fit, lanes, (None, 0, 0)))
+    compiled = mapped.lower(start, data, lane).compile()
+    assert collectives(compiled.as_text()) == []
+    value, steps = compiled(start, data, lane)
+    jax.effects_barrier()
+    assert_close(value, expected, 1e-8)
+    # Each device stops when its own lanes are done.
+    steps = np.asarray(steps)
+    assert steps[0] < steps[-1]
+    np.testing.assert_array_equal(calls, steps)
+
+    # With `throw`, whose check is one of all lanes, and the derivative of a lane.
+    def loss(data):
+        return jnp.sum(fit(start, data, throw=True)[0] ** 2)
+
+    compiled = jax.jit(lxe.sharded_vmap(jax.grad(loss), lanes)).lower(data).compile()
+    assert collectives(compiled.as_text()) == []
+    # y* = argmin |r|² has the derivative J⁺, and r = 0.
+    for found, rate in zip(np.asarray(compiled(data)), rates):
+        e = np.exp(-rate * np.asarray(t))
+        jac = np.stack([e, -2 * np.asarray(t) * e], 1)
+        assert_close(found, 2 * np.array([2.0, rate]) @ np.linalg.pinv(jac), 1e-6)
+
+
+@check
+def ensembles_of_differential_equations_do_not_communicate():
+    lanes = line()
+    decays = np.logspace(0, 3, 16)
+
+    def solve(decay):
+        return dfx.diffeqsolve(
+            dfx.ODETerm(lambda t, y, args: -decay * (y - jnp.cos(t)) - jnp.sin(t)),
+            lxe.structured(dfx.Kvaerno3()),
+            t0=0.0,
+            t1=1.0,
+            dt0=None,
+            y0=jnp.ones(3),
+            stepsize_controller=dfx.PIDController(rtol=1e-6, atol=1e-8),
+        ).ys[0]
+
+    fn = jax.jit(lxe.sharded_vmap(solve, lanes))
+    compiled = fn.lower(jax.device_put(decays, lanes)).compile()
+    assert collectives(compiled.as_text()) == []
+    # y = cos t, whatever the decay.
+    found = compiled(jax.device_put(decays, lanes))
+    assert_close(found, np.full((16, 3), np.cos(1.0)), 1e-5)
 
 
 @check
@@ -533,29 +706,112 @@ def ensemble_of_sharded_problems():
 #
 
 
+_TIMES = np.linspace(0.1, 3, 320)
+_START = np.array([0.5, -0.3, 0.2, 0.7])
+
+
+def spread_out():
+    """Parameters, times and data on a mesh whose types say so."""
+    t = jax.device_put(_TIMES, P("rows"))
+    return jnp.asarray(_START), t, jnp.cos(5 * t)
+
+
 @check
 def explicit_types_need_no_rows():
-    mesh = mesh_of(kind=AxisType.Explicit)
-    with jax.set_mesh(mesh):
-        t = jax.device_put(jnp.linspace(0.1, 3, 320), P("rows"))
-        b, y = jnp.cos(5 * t), jnp.array([0.5, -0.3, 0.2, 0.7])
+    matrix = dense(waves, jnp.asarray(_START), jnp.asarray(_TIMES))
+    expected = np.linalg.lstsq(matrix, np.cos(5 * _TIMES), rcond=None)[0]
+    with jax.set_mesh(mesh_of(kind=AxisType.Explicit)):
+        y, t, b = spread_out()
 
-        @jax.jit
-        def fn(y, t, b):
+        def direct(y, t, b):
             # (What closure conversion compares says nothing of a sharding.)
             operator = lx.JacobianLinearOperator(waves, y, t, closure_convert=False)
             solver = lxe.QRMultiply()
-            state = solver.init(operator, {})
-            return solver.compute(state, b, {})[0]
+            return solver.compute(solver.init(operator, {}), b, {})[0]
 
-        compiled = fn.lower(y, t, b).compile()
-        x = compiled(y, t, b)
+        def solve(y, t, b):
+            # (Nor does the structure of an operator whose function has `args`.)
+            operator = lx.JacobianLinearOperator(
+                lambda y, _: waves(y, t), y, closure_convert=False
+            )
+            return lx.linear_solve(operator, b, lxe.QRMultiply(), throw=False).value
+
+        with_mesh = [jax.jit(fn).lower(y, t, b).compile() for fn in (direct, solve)]
+    # By the types of the arrays alone.
+    without_mesh = jax.jit(direct).lower(y, t, b).compile()
+    for compiled in (*with_mesh, without_mesh):
         moved = collectives(compiled.as_text())
-    assert max(size for _, size in moved) == 8 * 16, moved
-    expected = np.linalg.lstsq(
-        dense(waves, y, np.asarray(t)), np.asarray(b), rcond=None
-    )
-    assert_close(x, expected[0], 1e-11)
+        assert sorted(size for _, size in moved) == [8 * 4, 8 * 16], moved
+        assert_close(compiled(y, t, b), expected, 1e-11)
+
+    def fit(y, t, b):
+        residuals = lambda y, args: waves(y, args[0]) - args[1]
+        solver = lxe.LevenbergMarquardt(1e-10, 1e-10)
+        return optx.least_squares(residuals, solver, y, (t, b)).value
+
+    assert "auto_axes" in message(lambda: jax.jit(fit).lower(y, t, b))
+
+
+@check
+def explicit_types_inside_of_auto_axes():
+    times, start = jnp.asarray(_TIMES), jnp.asarray(_START)
+    right = jnp.cos(5 * times)
+
+    def one(y):
+        operator = lx.JacobianLinearOperator(waves, y, times)
+        x = lx.linear_solve(operator, right, lx.QR()).value
+        return jnp.sum(x**2), x
+
+    reference = jax.jit(jax.grad(one, has_aux=True))(start)
+    solver = optx.LevenbergMarquardt(1e-10, 1e-10)
+    sol = optx.least_squares(lambda y, _: waves(y, times) - right, solver, start)
+
+    with jax.set_mesh(mesh_of(kind=AxisType.Explicit)):
+        y, t, b = spread_out()
+
+        def problem(y, t, b):
+            rows = jax.typeof(t).sharding  # as the type has it
+
+            def fn(y, t, b):
+                def solve(y, b):
+                    operator = lx.JacobianLinearOperator(waves, y, t)
+                    solver = lxe.QRMultiply(rows=rows)
+                    x = lx.linear_solve(operator, b, solver, throw=False).value
+                    return jnp.sum(x**2), x
+
+                solver = lxe.LevenbergMarquardt(
+                    1e-10, 1e-10, linear_solver=lxe.DampedQR(rows=rows)
+                )
+                residuals = lambda y, args: waves(y, args[0]) - args[1]
+                fit = optx.least_squares(residuals, solver, y, (t, b), throw=False)
+                return jax.grad(solve, has_aux=True)(y, b), fit.value
+
+            return jax.sharding.auto_axes(fn, out_sharding=P())(y, t, b)
+
+        compiled = jax.jit(problem).lower(y, t, b).compile()
+        moved = collectives(compiled.as_text())
+        assert max(size for _, size in moved) <= 8 * 4 * 5, moved
+        (grad, x), fit = compiled(y, t, b)
+    assert_close(grad, reference[0], 1e-10)
+    assert_close(x, reference[1], 1e-10)
+    assert_close(fit, sol.value, 1e-8)
+
+
+@check
+def explicit_types_of_an_ensemble():
+    mesh = mesh_of(kind=AxisType.Explicit)
+    lanes = NamedSharding(mesh, P("rows"))
+    rng = np.random.default_rng(0)
+    whole, right = rng.standard_normal((16, 9, 3)), rng.standard_normal((16, 9))
+
+    def solve(a, b):
+        return lx.linear_solve(lx.MatrixLinearOperator(a), b, lxe.QRMultiply()).value
+
+    with jax.set_mesh(mesh):
+        a, b = jax.device_put((whole, right), lanes)
+        x = jax.jit(lxe.sharded_vmap(solve, lanes))(a, b)
+    expected = [np.linalg.lstsq(*ab, rcond=None)[0] for ab in zip(whole, right)]
+    assert_close(x, expected, 1e-11)
 
 
 #
@@ -585,6 +841,12 @@ def errors():
         )
         wide = lx.MatrixLinearOperator(jnp.ones((3, 5)))
         assert "3×5" in message(lambda: solver(rows=rows).init(wide, {}))  # noqa: B023
+    assert "sharded_vmap" in message(
+        lambda: lxe.sharded_vmap(jnp.sum, NamedSharding(mesh, P()))
+    )
+    total = lambda x: jnp.sum(lxe.sharded_vmap(jnp.sum, rows)(x))
+    assert "from outside" in message(lambda: jax.grad(total)(jnp.ones((8, 2))))
+    assert "divisible" in message(lambda: total(jnp.ones((7, 2))))
     t = jnp.linspace(0, 1, 16)
     backward = lx.JacobianLinearOperator(waves, jnp.ones(2), t, jac="bwd")
     assert "'bwd'" in message(lambda: lxe.QRMultiply(rows=rows).init(backward, {}))

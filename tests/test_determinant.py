@@ -409,6 +409,28 @@ def test_vmap_of_tridiagonals():
         assert_close(found, expected, 1e-12)
 
 
+def test_vmap_of_sparse_matrices():
+    # Pivots of the second are raised, and of these three it alone is singular.
+    rng = np.random.default_rng(0)
+    matrices = rng.standard_normal((3, 8, 8)) * (rng.random((8, 8)) < 0.4)
+    matrices = matrices + 4 * np.eye(8)
+    matrices[1, 3] = 0
+    pattern = lxe.Pattern(*np.nonzero(matrices[0]), (8, 8))
+    values = jnp.asarray(matrices[:, pattern.rows, pattern.cols])
+
+    def fn(values):
+        return lxe.slogdet(lxe.SparseMatrixLinearOperator(values, pattern))
+
+    signs, logabsdets = jax.jit(jax.vmap(fn))(values)
+    expected = np.linalg.slogdet(matrices)
+    np.testing.assert_allclose(signs, expected[0])
+    np.testing.assert_allclose(logabsdets, expected[1], rtol=1e-12)
+    grad = jax.jit(jax.vmap(jax.grad(lambda values: fn(values)[1])))(values[::2])
+    for found, matrix in zip(grad, matrices[::2]):
+        inverse = np.linalg.inv(matrix).T[pattern.rows, pattern.cols]
+        np.testing.assert_allclose(found, inverse, rtol=1e-10, atol=1e-12)
+
+
 #
 # Tridiagonal, large
 #

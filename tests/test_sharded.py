@@ -17,9 +17,12 @@ from sharded import CHECKS, HEARTBEAT_SECONDS
 QUICK = (
     "along_one_axis",
     "nothing_of_the_size_of_the_matrix",
+    "memory_falls_as_one_over_the_devices",
     "gram_operators_reduce",
     "errors",
 )
+# Needs the checks of equinox, which the others leave out.
+CHECKED = ("checked_derivatives_move_more_only_where_they_fail",)
 _program = pathlib.Path(__file__).with_name("sharded.py")
 
 
@@ -27,6 +30,7 @@ def _start(*arguments):
     root = str(_program.parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    environment["EQX_ON_ERROR"] = "raise" if arguments == CHECKED else "nan"
     return subprocess.Popen(
         [sys.executable, str(_program), *map(str, arguments)],
         env=environment,
@@ -43,8 +47,12 @@ def _tracebacks(names):
     return json.loads(out.splitlines()[-1])
 
 
-_rest = tuple(name for name in CHECKS if name not in QUICK)
-_slow = [pytest.param(name, _rest, marks=pytest.mark.slow) for name in _rest]
+_rest = tuple(name for name in CHECKS if name not in QUICK + CHECKED)
+_slow = [
+    pytest.param(name, group, marks=pytest.mark.slow)
+    for group in (_rest, CHECKED)
+    for name in group
+]
 
 
 @pytest.mark.parametrize("name,group", [(name, QUICK) for name in QUICK] + _slow)

@@ -8,7 +8,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
-from jax.sharding import PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Inexact
 
 from .._rows import Rows
@@ -138,7 +138,7 @@ def _fill(rows: Array, count: int) -> Array:
 
 def _on_devices(rows: Rows, fn: Callable, in_specs: Any, out_specs: Any) -> Callable:
     # Unchecked: it cannot be seen that a gather leaves the same on all devices.
-    return jax.shard_map(
+    mapped = jax.shard_map(
         fn,
         mesh=rows.mesh,
         in_specs=in_specs,
@@ -146,3 +146,14 @@ def _on_devices(rows: Rows, fn: Callable, in_specs: Any, out_specs: Any) -> Call
         axis_names=frozenset(rows.axes),
         check_vma=False,
     )
+    if not rows.explicit:
+        return mapped
+
+    # What lineax says of a state to `eval_shape` leaves shardings out.
+    def resharded(*args):
+        place = lambda spec, x: jax.sharding.reshard(x, NamedSharding(rows.mesh, spec))
+        leaf = lambda x: isinstance(x, PartitionSpec)
+        each = lambda spec, arg: jtu.tree_map(lambda x: place(spec, x), arg)
+        return mapped(*jtu.tree_map(each, in_specs, args, is_leaf=leaf))
+
+    return resharded

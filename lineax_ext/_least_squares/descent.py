@@ -26,7 +26,7 @@ from .._solver.damped import AbstractDampedSolver, Secular
 from .._solver.damped_qr import DampedQR
 from .._solver.damped_sparse import as_sparse, DampedSparse
 from .._solver.damped_svd import DampedSVD
-from .._solver.sharding import find_rows
+from .._solver.sharding import check_summable, find_rows
 from .._structure.pattern import Pattern
 from .secular import secular_solution
 
@@ -161,6 +161,7 @@ class AbstractFactorisedDescent(
         """The negative of a step."""
 
     def init(self, y: _Y, f_info_struct: Any) -> _State[_Problem]:
+        check_summable(f_info_struct.residual, type(self).__name__)
         # Not the shapes of `query`: tracing a Jacobian twice takes time.
         split = _is_split(f_info_struct)
         m, n = f_info_struct.jac.out_size(), f_info_struct.jac.in_size()

@@ -52,13 +52,15 @@ def _slogdet(symbolic: Symbolic, values: Array, factors: Factors):
         good, singular = ~factors.failed, jnp.array(False)
     else:
         # With a raised pivot it is the determinant of another matrix. That of this one
-        # is zero if nothing can be solved with it, and not known if it can.
-        def solvable():
+        # is zero if nothing can be solved with it, and not known if it can. A loop of
+        # one round: under `vmap`, a `cond` would do so for every matrix.
+        def look(_):
             b = jax.random.normal(jax.random.key(0), (len(factors.row_scale), 1))
-            return solve(symbolic, factors, b.astype(sign.dtype))[1][0]
+            return solve(symbolic, factors, b.astype(sign.dtype))[1][0], False
 
         good = ~factors.raised
-        singular = ~lax.cond(good, lambda: jnp.array(True), solvable)
+        start = jnp.array(True), ~good
+        singular = ~lax.while_loop(lambda state: state[1], look, start)[0]
     unknown = jnp.where(singular, 0, jnp.nan).astype(sign.dtype)
     log_unknown = jnp.where(singular, -jnp.inf, jnp.nan).astype(logabsdet.dtype)
     return jnp.where(good, sign, unknown), jnp.where(good, logabsdet, log_unknown)
