@@ -222,7 +222,7 @@ def test_too_large_for_32_bits():
     fronts = Fronts(np.arange(p + u), starts, boundary, parents)
     none = np.zeros(0, np.int64)
     with pytest.raises(ValueError, match="32 bits"):
-        schedule(fronts, np.array([0, 1]), none, none)
+        schedule(fronts, np.array([0, 1]), none, none, False)
 
 
 @ft.lru_cache

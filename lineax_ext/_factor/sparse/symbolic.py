@@ -8,6 +8,7 @@ import numpy as np
 from ..._structure.pattern import Pattern
 from .fronts import flops, Fronts, fronts_of, seconds
 from .schedule import classify, Schedule, schedule
+from .sweep import Sweep, sweep
 
 
 class Symbolic:
@@ -27,6 +28,7 @@ class Symbolic:
     parity: int
     fronts: Fronts
     schedule: Schedule
+    sweep: Sweep
     seconds: float
     fill: int
     flops: int
@@ -51,7 +53,8 @@ class Symbolic:
         place = np.empty(n, np.int64)
         place[order] = np.arange(n)
         rows, cols = place[row_of[pattern.rows]], place[pattern.cols]
-        self.schedule = schedule(self.fronts, kind, rows, cols)
+        self.schedule = schedule(self.fronts, kind, rows, cols, symmetric)
+        self.sweep = sweep(self.fronts)
         p = np.array([c.p for c in self.schedule.classes])
         u = np.array([c.u for c in self.schedule.classes])
         number = np.array([c.steps * c.batch for c in self.schedule.classes])
