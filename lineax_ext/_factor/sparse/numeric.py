@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..product import matmul
-from .entries import layouts, reduce_rows, RowLayout
+from .entries import greatest, layouts, reduce_rows, RowLayout
 from .lanes import in_lanes
 from .packed import Blocks, packed
 from .pivot_block import invert, signs
@@ -60,7 +60,7 @@ def _factor(symbolic: Symbolic, values: Array) -> Factors:
     scale = row_scale[pattern.rows] * col_scale[pattern.cols]
     scaled = values * scale.astype(values.dtype)
     by_row, by_col = (
-        jnp.max(reduce_rows(layout, jnp.abs(scaled), jnp.sum), initial=0)
+        greatest(reduce_rows(layout, jnp.abs(scaled), jnp.sum))
         for layout in layouts(pattern)
     )
     # Relative to the largest entry, which is about one.

@@ -37,8 +37,12 @@ def packed(symbolic: Symbolic, store: Inexact[Array, " store"]) -> tuple[Blocks,
     Rows are copied whole: as fast as a copy, where single entries took twice as long.
     """
     return tuple(
-        Blocks(*(None if rows is None else _taken(store, rows) for rows in group))
-        for group in _plan(symbolic)
+        Blocks(
+            _taken(store, inverse),
+            None if low is None else _taken(store, low),
+            _taken(store, up),
+        )
+        for inverse, low, up in _plan(symbolic)
     )
 
 

@@ -173,7 +173,7 @@ def schedule(
         length = max(int(incoming[m[m >= 0]].sum()) for m in members)
         length = min(_CHUNK, max(length, 1))
         chunks, sources, targets = [0], [], []
-        for s, step in enumerate(members):
+        for step in members:
             source, target = [], []
             for b, f in enumerate(step):
                 if f < 0:

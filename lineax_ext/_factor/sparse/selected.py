@@ -89,7 +89,7 @@ def selected_inverse(
     every = jnp.zeros((plan.total,), dtype)
     groups = symbolic.sweep.groups
     for k in reversed(range(len(groups))):
-        p, full = groups[k].p, groups[k].p + groups[k].u
+        full = groups[k].p + groups[k].u
         steps, batch = groups[k].members.shape
         size = batch * full * full
 

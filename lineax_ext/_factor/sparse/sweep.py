@@ -44,7 +44,7 @@ class Sweep(NamedTuple):
 _ALONE, _STEP = 16e-6, 12e-6
 _ENTRY_ALONE, _ENTRY_STEP = 2.2e-10, 5e-10
 _BATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16])
-_MOST = 7  # groups: each is compiled
+_MOST = 6  # groups: each is compiled
 _CUTS = 48  # places where a group may end
 
 
@@ -60,7 +60,7 @@ def sweep(fronts: Fronts) -> Sweep:
         real = members >= 0
         for f, place in zip(members[real], places[real]):
             mine = slice(fronts.starts[f], fronts.starts[f + 1])
-            slots[mine] = place + np.arange(p[f])
+            slots[mine] = place + np.arange(int(p[f]))
         groups.append((members, top_p, end))
         end += members.size * top_p
     built = []

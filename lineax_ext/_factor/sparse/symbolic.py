@@ -59,9 +59,13 @@ class Symbolic:
         u = np.array([c.u for c in self.schedule.classes])
         number = np.array([c.steps * c.batch for c in self.schedule.classes])
         self.seconds = float((number * seconds(p, u)).sum())
-        self.fill = int((number * (p * (p + 2 * u))).sum())
         self.flops = int((number * flops(p, u)).sum())
-        self.kernels = 45 * len(self.schedule.classes) + 40
+        panels = 1 if symmetric else 2
+        self.fill = sum(
+            g.members.size * g.p * (g.p + panels * g.u) for g in self.sweep.groups
+        )
+        classes, groups = len(self.schedule.classes), len(self.sweep.groups)
+        self.kernels = 13 * classes + 5 * groups + 25
 
     def __eq__(self, other):
         if not isinstance(other, Symbolic):
