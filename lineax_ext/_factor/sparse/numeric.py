@@ -129,10 +129,13 @@ def _eliminate(kind: Class, store, least, symmetric: bool):
         front = front.reshape(batch, full, full)
         # Beyond the pivots that a front has, its pivot block is the identity.
         pad = (row == column) & (row >= size[:, None, None])
-        a = jnp.where(pad, 1, front[:, :p, :p])
-        inverse, marks = invert(a, most, least, not symmetric)
-        c = front[:, p:, :p]
-        up = matmul(inverse, front[:, :p, p:])
+        a, b = front[:, :p, :p], front[:, :p, p:]
+        if symmetric:  # the upper triangle is there
+            a, c = jnp.where(row <= column, a, jnp.conj(a.mT)), jnp.conj(b.mT)
+        else:
+            c = front[:, p:, :p]
+        inverse, marks = invert(jnp.where(pad, 1, a), most, least, not symmetric)
+        up = matmul(inverse, b)
         update = front[:, p:, p:] - matmul(c, up)
         out = [(kind.update, update), (kind.inverse, inverse), (kind.up, up)]
         if not symmetric:

@@ -118,9 +118,12 @@ def schedule(
         return Schedule((), 0, 1)
     p, u = fronts.pivots, fronts.boundaries
     front_of = np.repeat(np.arange(count), p)  # of a pivot
-    owner = front_of[np.minimum(rows, cols)]
-    by_owner = np.argsort(owner, kind="stable")
-    first_entry = np.searchsorted(owner[by_owner], np.arange(count + 1))
+    # Of a Hermitian matrix the upper triangle is enough, in fronts and updates as well.
+    entries = np.flatnonzero(rows <= cols) if symmetric else np.arange(len(rows))
+    owner = front_of[np.minimum(rows, cols)[entries]]
+    order = np.argsort(owner, kind="stable")
+    by_owner = entries[order]
+    first_entry = np.searchsorted(owner[order], np.arange(count + 1))
     # Within a class, a front is one level above its children.
     level = np.zeros(count, np.int64)
     children: list[list[int]] = [[] for _ in range(count)]
@@ -132,7 +135,7 @@ def schedule(
     incoming = np.diff(first_entry)
     for f, parent in enumerate(fronts.parents):
         if parent >= 0:
-            incoming[parent] += u[f] ** 2
+            incoming[parent] += u[f] * (u[f] + 1) // 2 if symmetric else u[f] ** 2
     place = np.zeros(count, np.int64)  # of the update
     widths = np.zeros(count, np.int64)
     longest = int(max(p.max(), u.max()))
@@ -184,10 +187,10 @@ def schedule(
                 target.append((b * full + i) * full + j)
                 for c in children[f]:
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    own = np.arange(int(u[c]))
-                    own = place[c] + widths[c] * own[:, None] + own
-                    source.append(own.ravel())
-                    target.append(((b * full + at[:, None]) * full + at).ravel())
+                    own = np.ones((int(u[c]), int(u[c])), bool)
+                    i, j = np.nonzero(np.triu(own) if symmetric else own)
+                    source.append(place[c] + widths[c] * i + j)
+                    target.append((b * full + at[i]) * full + at[j])
             number = sum(len(x) for x in source)
             chunks.append(chunks[-1] + -(-number // length))
             # What pads them is zero, and added to the first entry.
