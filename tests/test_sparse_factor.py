@@ -111,6 +111,26 @@ def test_grid_in_several_classes():
     assert not _check(_grid(24))
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_sweep(symmetric):
+    """Every front once, after its children, in fewer entries than its class has."""
+    symbolic = analyse(_apart(_grid(40))[0], symmetric)
+    fronts, sweep = symbolic.fronts, symbolic.sweep
+    steps = [step[step >= 0] for g in sweep.groups for step in g.members]
+    when = np.empty(len(fronts.parents), np.int64)
+    for s, step in enumerate(steps):
+        when[step] = s
+    every = np.sort(np.concatenate(steps))
+    np.testing.assert_array_equal(every, np.arange(len(fronts.parents)))
+    child = np.flatnonzero(fronts.parents >= 0)
+    assert np.all(when[child] < when[fronts.parents[child]])
+    assert len(np.unique(sweep.slots)) == len(fronts.order)
+    of_classes = sum(
+        c.members.size * c.p * (c.p + 2 * c.u) for c in symbolic.schedule.classes
+    )
+    assert symbolic.fill < (0.6 if symmetric else 1) * of_classes
+
+
 def test_cholesky():
     assert not _check(_grid(12), symmetric=True)
     scale = np.exp2(np.random.default_rng(0).integers(-20, 20, 144))
@@ -222,7 +242,7 @@ def test_too_large_for_32_bits():
     fronts = Fronts(np.arange(p + u), starts, boundary, parents)
     none = np.zeros(0, np.int64)
     with pytest.raises(ValueError, match="32 bits"):
-        schedule(fronts, np.array([0, 1]), none, none)
+        schedule(fronts, np.array([0, 1]), none, none, False)
 
 
 @ft.lru_cache

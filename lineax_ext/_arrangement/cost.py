@@ -65,19 +65,19 @@ def block_lu(count: int, k: int) -> Cost:
     return Cost(count * one.factor, _LAUNCH + count * 0.002 * k**2)
 
 
-# A kernel takes some 40 ms to compile, here divided by as many factorisations as a run
-# of diffrax has, and some µs to start.
+# A kernel takes some 40 ms to compile, factorisation and solve together; here divided
+# by as many factorisations as a run of diffrax has.
 _COMPILED = 5.0
 
 
 def multifrontal(symbolic: Symbolic) -> Cost:
-    """Milliseconds, and of the factorisation what `Symbolic.seconds` says: a grid of
-    32×32 with 2 species, 26 (20) and 1.3; 100×100, 92 (80) and 5.1; a tree of 10,000,
-    32 (23) and 2.8."""
+    """`Symbolic.seconds` is twice what was measured since then, in milliseconds: a grid
+    of 32×32 with 2 species 4.2 (predicted 9.8), 100×100 20 (40), 16×16×16 23 (50), a
+    tree of 10,000 7.4 (14)."""
     overhead = _COMPILED * symbolic.kernels
-    return Cost(overhead + 1.2e6 * symbolic.seconds, 100 + 0.0025 * symbolic.fill)
+    return Cost(overhead + 0.5e6 * symbolic.seconds, 100 + 0.0006 * symbolic.fill)
 
 
 def multifrontal_at_least(n: int) -> Cost:
     """Of a tree, of which nothing fills in."""
-    return Cost(1000 + n, 100 + 0.06 * n)
+    return Cost(300 + 0.5 * n, 100 + 0.02 * n)

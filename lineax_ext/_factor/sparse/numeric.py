@@ -10,8 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..product import matmul
-from .entries import layouts, reduce_rows, RowLayout
+from .entries import greatest, layouts, reduce_rows, RowLayout
 from .lanes import in_lanes
+from .packed import Blocks, packed
 from .pivot_block import invert, signs
 from .schedule import Class
 from .symbolic import Symbolic
@@ -20,9 +21,8 @@ from .symbolic import Symbolic
 class Factors(eqx.Module):
     """What `factor` returns.
 
-    Of a front with the blocks A, B; C, D: `down` holds A⁻¹ and, under it, C A⁻¹, and
-    `up` A⁻¹ B; for each class, of shape (steps, batch, ...). They are those of the
-    matrix scaled by `row_scale` and `col_scale`, powers of two.
+    `blocks`: those of each group of `symbolic.sweep`; of the matrix scaled by
+    `row_scale` and `col_scale`, powers of two.
 
     `norms`: ‖A‖ and ‖Aᵀ‖, scaled, in the maximum norm.
     `marks`: of each pivot, its place in its front's permutation, and itself.
@@ -34,8 +34,7 @@ class Factors(eqx.Module):
     row_scale: Real[Array, " n"]
     col_scale: Real[Array, " n"]
     norms: tuple[Real[Array, ""], Real[Array, ""]]
-    down: tuple[Inexact[Array, "steps batch p+u p"], ...]
-    up: tuple[Inexact[Array, "steps batch p u"], ...]
+    blocks: tuple[Blocks, ...]
     marks: tuple[Inexact[Array, "steps batch 2 p"], ...]
     raised: Bool[Array, ""]
     failed: Bool[Array, ""]
@@ -61,7 +60,7 @@ def _factor(symbolic: Symbolic, values: Array) -> Factors:
     scale = row_scale[pattern.rows] * col_scale[pattern.cols]
     scaled = values * scale.astype(values.dtype)
     by_row, by_col = (
-        jnp.max(reduce_rows(layout, jnp.abs(scaled), jnp.sum), initial=0)
+        greatest(reduce_rows(layout, jnp.abs(scaled), jnp.sum))
         for layout in layouts(pattern)
     )
     # Relative to the largest entry, which is about one.
@@ -70,11 +69,9 @@ def _factor(symbolic: Symbolic, values: Array) -> Factors:
     # XLA would take it for padding, whose masked loads took 60 ms for 16 MB.
     store = lax.optimization_barrier(jnp.zeros((plan.store,), values.dtype))
     store = lax.dynamic_update_slice_in_dim(store, scaled, 0, 0)
-    down, up, marks = [], [], []
+    marks = []
     for kind in plan.classes:
-        store, (d, u, m) = _eliminate(kind, store, least, symbolic.symmetric)
-        down.append(d)
-        up.append(u)
+        store, m = _eliminate(kind, store, least, symbolic.symmetric)
         marks.append(m)
     pivots = jnp.concatenate(
         [m[:, :, 1].reshape(-1) for m in marks] or [jnp.ones((0,), values.dtype)]
@@ -86,8 +83,7 @@ def _factor(symbolic: Symbolic, values: Array) -> Factors:
         row_scale,
         col_scale,
         (by_row, by_col),
-        tuple(down),
-        tuple(up),
+        packed(symbolic, store),
         tuple(marks),
         raised,
         failed,
@@ -133,16 +129,21 @@ def _eliminate(kind: Class, store, least, symmetric: bool):
         front = front.reshape(batch, full, full)
         # Beyond the pivots that a front has, its pivot block is the identity.
         pad = (row == column) & (row >= size[:, None, None])
-        a = jnp.where(pad, 1, front[:, :p, :p])
-        inverse, marks = invert(a, most, least, not symmetric)
-        c = front[:, p:, :p]
-        up = matmul(inverse, front[:, :p, p:])
-        low = jnp.conj(up.mT) if symmetric else matmul(c, inverse)
+        a, b = front[:, :p, :p], front[:, :p, p:]
+        if symmetric:  # the upper triangle is there
+            a, c = jnp.where(row <= column, a, jnp.conj(a.mT)), jnp.conj(b.mT)
+        else:
+            c = front[:, p:, :p]
+        inverse, marks = invert(jnp.where(pad, 1, a), most, least, not symmetric)
+        up = matmul(inverse, b)
         update = front[:, p:, p:] - matmul(c, up)
-        store = lax.dynamic_update_slice_in_dim(
-            store, update.reshape(-1), kind.update + s * (batch * u * u), 0
-        )
-        return store, (jnp.concatenate([inverse, low], axis=1), up, marks)
+        out = [(kind.update, update), (kind.inverse, inverse), (kind.up, up)]
+        if not symmetric:
+            out.append((kind.low, matmul(c, inverse)))
+        for start, blocks in out:
+            at = start + s * blocks.size
+            store = lax.dynamic_update_slice_in_dim(store, blocks.reshape(-1), at, 0)
+        return store, marks
 
     steps = np.arange(kind.steps, dtype=np.int32)
     x = (steps, kind.pivots, kind.chunks[:-1], kind.chunks[1:], kind.sizes)

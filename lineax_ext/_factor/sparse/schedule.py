@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .fronts import Fronts, rounded, seconds
+from .sweep import cheapest
 
 
 class Class(NamedTuple):
@@ -22,8 +23,7 @@ class Class(NamedTuple):
     `source[r]`, `target[r]`: numbers that are added to a step's fronts, entries of A
     and of the updates of children, and where; of step s for r from `chunks[s]` to
     `chunks[s + 1]`.
-    `rows`: the places of the boundary in the vector of unknowns.
-    `update`, `slot`: where the updates and the unknowns of the first step are.
+    `update`, `inverse`, `low`, `up`: where those of the first step are stored.
     """
 
     p: int
@@ -36,20 +36,20 @@ class Class(NamedTuple):
     source: np.ndarray
     target: np.ndarray
     chunks: np.ndarray
-    rows: np.ndarray
     update: int
-    slot: int
+    inverse: int
+    low: int
+    up: int
 
 
 class Schedule(NamedTuple):
-    """`slots[i]`: the place of unknown i of the reordered matrix among the unknowns as
-    the classes hold them, of which there are `unknowns`. The entries of A, a zero and
-    all updates are in one array of the length `store`."""
+    """The entries of A, zeros, all updates, and the blocks of the factors are in one
+    array of the length `store`; the zeros are from `zeros` on, as many as the longest
+    row of a block."""
 
     classes: tuple[Class, ...]
-    slots: np.ndarray
+    zeros: int
     store: int
-    unknowns: int
 
 
 _CHUNK = 4096  # numbers that are added at once
@@ -95,27 +95,19 @@ def classify(fronts: Fronts, most: int = 6) -> tuple[np.ndarray, float]:
             size = rounded(top_p, 4), rounded(top_u, 8)
             batch = _batch(*size)
             cost[i, j] = number * seconds(*size) + _STEP * (number / batch + 1)
-    best = np.full((most + 1, len(cuts)), np.inf)
-    came = np.zeros((most + 1, len(cuts)), np.int64)
-    best[0, 0] = 0
-    for k in range(1, most + 1):
-        total = best[k - 1][:, None] + cost
-        came[k] = np.argmin(total, axis=0)
-        best[k] = np.min(total, axis=0)
-    # Another class has to save something: it has to be compiled.
-    k = int(np.argmin(best[:, -1] * 1.06 ** np.arange(most + 1)))
+    pieces, time = cheapest(cost, most)
     out = np.empty(len(p), np.int64)
-    time = float(best[k, -1])
-    j = len(cuts) - 1
-    while k > 0:
-        i = came[k, j]
-        out[order[cuts[i] : cuts[j]]] = k - 1
-        k, j = k - 1, i
+    for k, (i, j) in enumerate(pieces):
+        out[order[cuts[i] : cuts[j]]] = k
     return out, time
 
 
 def schedule(
-    fronts: Fronts, kind: np.ndarray, rows: np.ndarray, cols: np.ndarray
+    fronts: Fronts,
+    kind: np.ndarray,
+    rows: np.ndarray,
+    cols: np.ndarray,
+    symmetric: bool,
 ) -> Schedule:
     """The schedule for a matrix with entries at `rows`, `cols` (reordered).
 
@@ -123,12 +115,15 @@ def schedule(
     """
     count, n = len(fronts.parents), len(fronts.order)
     if count == 0:
-        return Schedule((), np.zeros(0, np.int32), 1, 0)
+        return Schedule((), 0, 1)
     p, u = fronts.pivots, fronts.boundaries
     front_of = np.repeat(np.arange(count), p)  # of a pivot
-    owner = front_of[np.minimum(rows, cols)]
-    by_owner = np.argsort(owner, kind="stable")
-    first_entry = np.searchsorted(owner[by_owner], np.arange(count + 1))
+    # Of a Hermitian matrix the upper triangle is enough, in fronts and updates as well.
+    entries = np.flatnonzero(rows <= cols) if symmetric else np.arange(len(rows))
+    owner = front_of[np.minimum(rows, cols)[entries]]
+    order = np.argsort(owner, kind="stable")
+    by_owner = entries[order]
+    first_entry = np.searchsorted(owner[order], np.arange(count + 1))
     # Within a class, a front is one level above its children.
     level = np.zeros(count, np.int64)
     children: list[list[int]] = [[] for _ in range(count)]
@@ -140,11 +135,11 @@ def schedule(
     incoming = np.diff(first_entry)
     for f, parent in enumerate(fronts.parents):
         if parent >= 0:
-            incoming[parent] += u[f] ** 2
-    place = np.zeros((count, 2), np.int64)  # of updates, unknowns
+            incoming[parent] += u[f] * (u[f] + 1) // 2 if symmetric else u[f] ** 2
+    place = np.zeros(count, np.int64)  # of the update
     widths = np.zeros(count, np.int64)
-    slots = np.zeros(n, np.int64)
-    ends = np.array([rounded(len(rows) + 1, 8), 0])
+    longest = int(max(p.max(), u.max()))
+    end = rounded(len(rows) + longest, 8)
     classes = []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
@@ -159,46 +154,43 @@ def schedule(
         members = np.full((len(steps), batch), -1)
         for s, step in enumerate(steps):
             members[s, : len(step)] = step
-        size = np.array([top_u * top_u, top_p])
         flat = members.ravel()
         real = flat >= 0
         widths[mine] = top_u
-        place[flat[real]] = ends + np.flatnonzero(real)[:, None] * size
-        for f in mine:
-            slots[fronts.starts[f] : fronts.starts[f + 1]] = place[f, 1] + np.arange(
-                p[f]
-            )
-        classes.append((members, top_p, top_u, batch, len(steps), ends.copy()))
-        ends = ends + flat.size * size
-    if ends[0] >= 2**31:
+        place[flat[real]] = end + np.flatnonzero(real) * top_u**2
+        # A Hermitian matrix's C A⁻¹ is the adjoint of A⁻¹ B.
+        low = 0 if symmetric else top_u * top_p
+        sizes = np.array([top_u**2, top_p**2, low, top_p * top_u]) * flat.size
+        starts = end + np.cumsum(sizes) - sizes
+        classes.append((members, top_p, top_u, batch, len(steps), starts))
+        end += int(sizes.sum())
+    end += longest  # so that what is read as the last row is there
+    if end >= 2**31:
         raise ValueError(
-            f"The fronts of {n} unknowns have {ends[0]} entries, which 32 bits cannot "
+            f"The fronts of {n} unknowns have {end} entries, which 32 bits cannot "
             "number."
         )
-    unknowns = int(ends[1])
     built = []
-    for members, top_p, top_u, batch, steps, start in classes:
+    for members, top_p, top_u, batch, steps, starts in classes:
         full = top_p + top_u
-        boundary = np.full((steps, batch, top_u), unknowns, np.int32)
         length = max(int(incoming[m[m >= 0]].sum()) for m in members)
         length = min(_CHUNK, max(length, 1))
         chunks, sources, targets = [0], [], []
-        for s, step in enumerate(members):
+        for step in members:
             source, target = [], []
             for b, f in enumerate(step):
                 if f < 0:
                     continue
-                boundary[s, b, : u[f]] = slots[fronts.boundary[f]]
                 mine = by_owner[first_entry[f] : first_entry[f + 1]]
                 i, j = (fronts.places(f, x[mine], top_p) for x in (rows, cols))
                 source.append(mine)
                 target.append((b * full + i) * full + j)
                 for c in children[f]:
                     at = fronts.places(f, fronts.boundary[c], top_p)
-                    own = np.arange(int(u[c]))
-                    own = place[c, 0] + widths[c] * own[:, None] + own
-                    source.append(own.ravel())
-                    target.append(((b * full + at[:, None]) * full + at).ravel())
+                    own = np.ones((int(u[c]), int(u[c])), bool)
+                    i, j = np.nonzero(np.triu(own) if symmetric else own)
+                    source.append(place[c] + widths[c] * i + j)
+                    target.append((b * full + at[i]) * full + at[j])
             number = sum(len(x) for x in source)
             chunks.append(chunks[-1] + -(-number // length))
             # What pads them is zero, and added to the first entry.
@@ -222,8 +214,7 @@ def schedule(
                 source,
                 target,
                 np.array(chunks, np.int32),
-                boundary,
-                *(int(x) for x in start),
+                *(int(x) for x in starts),
             )
         )
-    return Schedule(tuple(built), slots.astype(np.int32), int(ends[0]), unknowns)
+    return Schedule(tuple(built), len(rows), end)

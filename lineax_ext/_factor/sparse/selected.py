@@ -14,7 +14,7 @@ from .symbolic import Symbolic
 
 
 class _Plan(NamedTuple):
-    """Of each class, where its first front is among all; where its fronts' boundaries
+    """Of each group, where its first front is among all; where its fronts' boundaries
     are in their parents (-1: nowhere), and where these are. And of each entry, where
     its own place is among all."""
 
@@ -27,24 +27,24 @@ class _Plan(NamedTuple):
 
 @ft.lru_cache(maxsize=64)
 def _plan(symbolic: Symbolic) -> _Plan:
-    fronts, classes = symbolic.fronts, symbolic.schedule.classes
+    fronts, groups = symbolic.fronts, symbolic.sweep.groups
     count = len(fronts.parents)
     base, width, top = (np.zeros(count, np.int64) for _ in range(3))
     starts, total = [], 0
-    for kind in classes:
-        full = kind.p + kind.u
-        flat = kind.members.ravel()
+    for group in groups:
+        full = group.p + group.u
+        flat = group.members.ravel()
         real = np.flatnonzero(flat >= 0)
         base[flat[real]] = total + real * full * full
-        width[flat[real]], top[flat[real]] = full, kind.p
+        width[flat[real]], top[flat[real]] = full, group.p
         starts.append(total)
         total += flat.size * full * full
     maps, bases = [], []
-    for kind in classes:
-        place = np.full((*kind.members.shape, kind.u), -1, np.int32)
-        where = np.zeros((*kind.members.shape, 2), np.int32)
-        for s, b in np.argwhere(kind.members >= 0):
-            f = int(kind.members[s, b])
+    for group in groups:
+        place = np.full((*group.members.shape, group.u), -1, np.int32)
+        where = np.zeros((*group.members.shape, 2), np.int32)
+        for s, b in np.argwhere(group.members >= 0):
+            f = int(group.members[s, b])
             parent, boundary = int(fronts.parents[f]), fronts.boundary[f]
             if parent >= 0:
                 place[s, b, : len(boundary)] = fronts.places(
@@ -87,20 +87,20 @@ def selected_inverse(
     if len(plan.entries) == 0:
         return jnp.zeros((0,), dtype)
     every = jnp.zeros((plan.total,), dtype)
-    classes = symbolic.schedule.classes
-    for k in reversed(range(len(classes))):
-        kind = classes[k]
-        p, full = kind.p, kind.p + kind.u
-        size = kind.batch * full * full
+    groups = symbolic.sweep.groups
+    for k in reversed(range(len(groups))):
+        full = groups[k].p + groups[k].u
+        steps, batch = groups[k].members.shape
+        size = batch * full * full
 
-        def step(every, x, start=plan.starts[k], p=p, size=size):
-            s, place, base, down, up = x
+        def step(every, x, start=plan.starts[k], size=size):
+            s, place, base, (inverse, low, up) = x
+            low = jnp.conj(up.mT) if low is None else low
             i, j = place[:, :, None], place[:, None, :]
             there = (i >= 0) & (j >= 0)
             at = base[:, 0, None, None] + i * base[:, 1, None, None] + j
             at = jnp.where(there, at, 0)
             z = jnp.where(there, every.at[at].get(mode="promise_in_bounds"), 0)
-            inverse, low = down[:, :p], down[:, p:]
             right = -matmul(up, z)
             left = -matmul(z, low)
             out = jnp.concatenate(
@@ -114,13 +114,11 @@ def selected_inverse(
                 every, out.reshape(-1), start + s * size, 0
             ), None
 
-        steps = jnp.arange(kind.steps, dtype=jnp.int32)
         x = (
-            steps,
+            jnp.arange(steps, dtype=jnp.int32),
             jnp.asarray(plan.maps[k]),
             jnp.asarray(plan.bases[k]),
-            factors.down[k],
-            factors.up[k],
+            factors.blocks[k],
         )
         every, _ = lax.scan(step, every, x, reverse=True)
     out = every.at[plan.entries].get(mode="promise_in_bounds")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Inexact
 
 from ..sparse_product import sparse_product
+from .entries import greatest
 from .lanes import in_lanes
 from .numeric import Factors
 from .substitute import substitute
@@ -88,20 +89,20 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         row_scale, col_scale = col_scale, row_scale
         norm = norm_of_transpose
     row_scale, col_scale = row_scale[:, None], col_scale[:, None]
-    size_of_b = jnp.max(jnp.abs(b) * row_scale, axis=0)
+    size_of_b = greatest(jnp.abs(b) * row_scale)
 
     def multiply(x):
         return sparse_product(factors.values, symbolic.pattern, x, transpose)
 
     def size(x):
-        return norm * jnp.max(jnp.abs(x) / col_scale, axis=0)
+        return norm * greatest(jnp.abs(x) / col_scale)
 
     def unfinished(state):
-        _, _, error, _, count = state
+        _, _, (error, _), _, count = state
         return (count == 0) | (jnp.any(~(error <= 64 * eps)) & (count < _MOST))
 
     def correct(state):
-        x, residual, least, history, count = state
+        x, residual, (least, size_of_x), history, count = state
         z = substitute(symbolic, factors, residual, transpose)
 
         def krylov():
@@ -125,18 +126,21 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         history = lax.dynamic_update_index_in_dim(history, pair, at, 0)
         new = x + step
         residual_ = b - multiply(new)
-        top, below = jnp.max(jnp.abs(residual_) * row_scale, axis=0), size(new)
-        below = below + size_of_b
+        top, size_of_new = greatest(jnp.abs(residual_) * row_scale), size(new)
+        below = size_of_new + size_of_b
         error = top / jnp.where(below > 0, below, 1)
         # A step that makes it worse is not taken.
         better = (error < least) | (count == 0)
         x = jnp.where(better[None], new, x)
         residual = jnp.where(better[None], residual_, residual)
-        return x, residual, jnp.where(better, error, least), history, count + 1
+        error = jnp.where(better, error, least)
+        size_of_x = jnp.where(better, size_of_new, size_of_x)
+        return x, residual, (error, size_of_x), history, count + 1
 
     history = jnp.zeros((_MOST - _PLAIN, 2, *b.shape), b.dtype)
     infinite = jnp.full(b.shape[1:], jnp.inf, real)
-    state = (jnp.zeros_like(b), b, infinite, history, jnp.int32(0))
-    x, _, error, _, _ = lax.while_loop(unfinished, correct, state)
+    none = jnp.zeros_like(infinite)
+    state = (jnp.zeros_like(b), b, (infinite, none), history, jnp.int32(0))
+    x, _, (error, size_of_x), _, _ = lax.while_loop(unfinished, correct, state)
     # A solution that large is one of a matrix nearby: that of A does not exist.
-    return x, (error <= 64 * eps) & (16 * eps * size(x) <= size_of_b)
+    return x, (error <= 64 * eps) & (16 * eps * size_of_x <= size_of_b)

@@ -2,6 +2,7 @@
 
 import functools as ft
 
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,8 @@ from jaxtyping import Array, Inexact
 
 from ..product import matmul
 from .numeric import Factors
-from .schedule import Class
+from .packed import Blocks
+from .sweep import Group
 from .symbolic import Symbolic
 
 
@@ -25,7 +27,6 @@ def substitute(
 
     Cost: O(fill) a column.
     """
-    plan = symbolic.schedule
     row_scale, col_scale = factors.row_scale, factors.col_scale
     if transpose:
         row_scale, col_scale = col_scale, row_scale
@@ -33,11 +34,11 @@ def substitute(
     b = b * row_scale[:, None].astype(b.dtype)
     b = jnp.concatenate([b, jnp.zeros((1, b.shape[1]), b.dtype)])
     x = b.at[source].get(mode="promise_in_bounds")
-    fronts = list(zip(plan.classes, factors.down, factors.up))
-    for kind, down, up in fronts:
-        x = _ascend(kind, down, up, x, transpose)
-    for kind, down, up in reversed(fronts):
-        x = _descend(kind, down, up, x, transpose)
+    groups = list(zip(symbolic.sweep.groups, factors.blocks))
+    for group, blocks in groups:
+        x = _stepped(_ascend, group, blocks, x, transpose)
+    for group, blocks in reversed(groups):
+        x = _stepped(_descend, group, blocks, x, transpose)
     x = x.at[back].get(mode="promise_in_bounds")
     return x * col_scale[:, None].astype(x.dtype)
 
@@ -48,55 +49,50 @@ def _slots(symbolic: Symbolic, transpose: bool):
 
     The last slot is zero, and that of places which a front does not have.
     """
-    slots = symbolic.schedule.slots
+    slots = symbolic.sweep.slots
     rows, cols = symbolic.row_order, symbolic.col_order
     if transpose:
         rows, cols = cols, rows
-    source = np.full(symbolic.schedule.unknowns + 1, len(rows), np.int32)
+    source = np.full(symbolic.sweep.unknowns + 1, len(rows), np.int32)
     source[slots] = rows
     back = np.empty(len(cols), np.int32)
     back[cols] = slots
     return source, back
 
 
-def _ascend(kind: Class, down, up, x, transpose: bool):
-    p, batch = kind.p, kind.batch
+def _stepped(sweep, group: Group, blocks: Blocks, x, transpose: bool):
+    """The group's steps, one after the other; upwards, if `sweep` is `_ascend`."""
+    steps, batch = group.members.shape
 
     def step(x, given):
-        s, rows, down, up = given
-        start = kind.slot + s * batch * p
-        b = lax.dynamic_slice_in_dim(x, start, batch * p).reshape(batch, p, -1)
-        if transpose:
-            change = matmul(up.mT, b)
-        else:
-            product = matmul(down, b)
-            x = lax.dynamic_update_slice_in_dim(
-                x, product[:, :p].reshape(batch * p, -1), start, 0
-            )
-            change = product[:, p:]
-        return x.at[rows].add(-change, mode="promise_in_bounds"), None
+        s, rows, blocks = given
+        start = group.slot + s * batch * group.p
+        own = lax.dynamic_slice_in_dim(x, start, batch * group.p)
+        own, x = sweep(blocks, own.reshape(batch, group.p, -1), rows, x, transpose)
+        own = own.reshape(batch * group.p, -1)
+        return lax.dynamic_update_slice_in_dim(x, own, start, 0), None
 
-    return lax.scan(step, x, _given(kind, down, up))[0]
+    rows = jnp.asarray(group.rows)
+    if steps == 1:
+        return step(x, (0, rows[0], jax.tree_util.tree_map(lambda a: a[0], blocks)))[0]
+    given = jnp.arange(steps, dtype=jnp.int32), rows, blocks
+    return lax.scan(step, x, given, reverse=sweep is _descend)[0]
 
 
-def _descend(kind: Class, down, up, x, transpose: bool):
-    p, batch = kind.p, kind.batch
-
-    def step(x, given):
-        s, rows, down, up = given
-        start = kind.slot + s * batch * p
-        b = lax.dynamic_slice_in_dim(x, start, batch * p).reshape(batch, p, -1)
-        above = x.at[rows].get(mode="promise_in_bounds")
-        if transpose:
-            out = matmul(down.mT, jnp.concatenate([b, -above], axis=1))
-        else:
-            out = b - matmul(up, above)
-        return lax.dynamic_update_slice_in_dim(
-            x, out.reshape(batch * p, -1), start, 0
-        ), None
-
-    return lax.scan(step, x, _given(kind, down, up), reverse=True)[0]
+def _ascend(blocks: Blocks, own, rows, x, transpose: bool):
+    """A⁻¹ b, and C A⁻¹ b is taken from what comes later; or Uᵀ b, and b stays."""
+    panel = blocks.up.mT if transpose else _low(blocks)
+    x = x.at[rows].add(-matmul(panel, own), mode="promise_in_bounds")
+    return own if transpose else matmul(blocks.inverse, own), x
 
 
-def _given(kind: Class, down, up):
-    return jnp.arange(kind.steps, dtype=jnp.int32), jnp.asarray(kind.rows), down, up
+def _descend(blocks: Blocks, own, rows, x, transpose: bool):
+    """b - U x of what comes later; or A⁻ᵀ b - (C A⁻¹)ᵀ x."""
+    above = x.at[rows].get(mode="promise_in_bounds")
+    if transpose:
+        return matmul(blocks.inverse.mT, own) - matmul(_low(blocks).mT, above), x
+    return own - matmul(blocks.up, above), x
+
+
+def _low(blocks: Blocks):
+    return jnp.conj(blocks.up.mT) if blocks.low is None else blocks.low

@@ -8,6 +8,7 @@ import numpy as np
 from ..._structure.pattern import Pattern
 from .fronts import flops, Fronts, fronts_of, seconds
 from .schedule import classify, Schedule, schedule
+from .sweep import Sweep, sweep
 
 
 class Symbolic:
@@ -27,6 +28,7 @@ class Symbolic:
     parity: int
     fronts: Fronts
     schedule: Schedule
+    sweep: Sweep
     seconds: float
     fill: int
     flops: int
@@ -51,14 +53,19 @@ class Symbolic:
         place = np.empty(n, np.int64)
         place[order] = np.arange(n)
         rows, cols = place[row_of[pattern.rows]], place[pattern.cols]
-        self.schedule = schedule(self.fronts, kind, rows, cols)
+        self.schedule = schedule(self.fronts, kind, rows, cols, symmetric)
+        self.sweep = sweep(self.fronts)
         p = np.array([c.p for c in self.schedule.classes])
         u = np.array([c.u for c in self.schedule.classes])
         number = np.array([c.steps * c.batch for c in self.schedule.classes])
         self.seconds = float((number * seconds(p, u)).sum())
-        self.fill = int((number * (p * (p + 2 * u))).sum())
         self.flops = int((number * flops(p, u)).sum())
-        self.kernels = 45 * len(self.schedule.classes) + 40
+        panels = 1 if symmetric else 2
+        self.fill = sum(
+            g.members.size * g.p * (g.p + panels * g.u) for g in self.sweep.groups
+        )
+        classes, groups = len(self.schedule.classes), len(self.sweep.groups)
+        self.kernels = 13 * classes + 5 * groups + 25
 
     def __eq__(self, other):
         if not isinstance(other, Symbolic):
