@@ -30,6 +30,7 @@ from ._operator import (
 )
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
+    AutoDampedSolver as AutoDampedSolver,
     AutoStructuredLinearSolver as AutoStructuredLinearSolver,
     BlockTridiagonal as BlockTridiagonal,
     DampedQR as DampedQR,

@@ -23,6 +23,7 @@ SOLVERS = (
     ("QRMultiply-pivoting", lxe.QRMultiply(pivoting=True), (), True),
     ("DampedQR", lxe.DampedQR(), (), False),
     ("DampedSVD", lxe.DampedSVD(), (), True),
+    ("DampedSparse", lxe.DampedSparse(), (), False),
     ("AutoStructured", lxe.AutoStructuredLinearSolver(), (), False),
 )
 

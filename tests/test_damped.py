@@ -44,7 +44,8 @@ from lineax_ext._factor.triangular_stack import (
 )
 
 
-SOLVERS, OBLONG = (lxe.DampedQR(), lxe.DampedSVD()), (((5, 3),), ((3, 5),))
+SOLVERS = lxe.DampedQR(), lxe.DampedSVD(), lxe.DampedSparse()
+OBLONG = ((5, 3),), ((3, 5),)
 over_solvers = pytest.mark.parametrize(
     "solver", SOLVERS, ids=lambda x: type(x).__name__
 )

@@ -111,7 +111,7 @@ class Factorised(eqx.Module):
         )
 
     def precondition(self, g: Array) -> Array:
-        return substitute(_symbolic(self.pattern), self.factors, g[:, None])[:, 0]
+        return substitute(symbolic(self.pattern), self.factors, g[:, None])[:, 0]
 
 
 def column_norms(
@@ -130,8 +130,20 @@ def column_norms(
     return largest * jnp.sqrt(squares)
 
 
-def _symbolic(pattern: Pattern) -> sparse.Symbolic:
-    return sparse.analyse(_plan(pattern).gram, symmetric=True)
+def gram(pattern: Pattern) -> Pattern:
+    """That of JᵀJ, without the dense rows."""
+    return _plan(pattern).gram
+
+
+def symbolic(pattern: Pattern) -> sparse.Symbolic:
+    return sparse.analyse(gram(pattern), symmetric=True)
+
+
+def products(pattern: Pattern) -> int:
+    """How many of entries are added up to JᵀJ."""
+    lengths = np.bincount(pattern.rows, minlength=pattern.shape[0])
+    lengths[dense_rows(pattern)] = 0
+    return int(np.sum(lengths * (lengths + 1)) // 2)
 
 
 def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
@@ -163,7 +175,7 @@ def factorise(
     Cost: one Cholesky factorisation.
     """
     pattern = normal.pattern
-    plan, symbolic = _plan(pattern), _symbolic(pattern)
+    plan = _plan(pattern)
     dtype = normal.values.dtype
     eps = jnp.finfo(dtype).eps
     damped = jnp.broadcast_to(root, normal.norms.shape)
@@ -173,15 +185,15 @@ def factorise(
     lengths = jnp.where(lengths == 0, 1, lengths)
     weight, lower = own / lengths, damped / lengths
     rows, cols = plan.gram.rows, plan.gram.cols
-    gram = normal.gram.at[plan.half].get(mode="promise_in_bounds")
+    squares = normal.gram.at[plan.half].get(mode="promise_in_bounds")
     # The lower half is conj(left) · right with left the later: its transpose is ours.
-    gram = jnp.where(rows > cols, gram, jnp.conj(gram))
-    gram = gram * (weight[rows] * weight[cols]).astype(dtype)
+    squares = jnp.where(rows > cols, squares, jnp.conj(squares))
+    squares = squares * (weight[rows] * weight[cols]).astype(dtype)
     # So much more that rounding leaves no pivot negative; a zero column gets a pivot.
     more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, 100 * eps)
-    gram = gram.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
+    squares = squares.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
-    factors = sparse.factor(symbolic, gram)
+    factors = sparse.factor(symbolic(pattern), squares)
     return Factorised(
         values,
         lower,

@@ -1,4 +1,5 @@
 from .auto import AutoStructuredLinearSolver as AutoStructuredLinearSolver
+from .auto_damped import AutoDampedSolver as AutoDampedSolver
 from .block_tridiagonal import BlockTridiagonal as BlockTridiagonal
 from .damped import AbstractDampedSolver as AbstractDampedSolver
 from .damped_qr import DampedQR as DampedQR
