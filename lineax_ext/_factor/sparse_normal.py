@@ -13,7 +13,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Real
+from jaxtyping import Array, Bool, Inexact, Real, ScalarLike
 
 from .._structure.known import locate
 from .._structure.pattern import Pattern
@@ -27,15 +27,14 @@ _MOST = 16  # corrections
 
 
 class _Plan(NamedTuple):
-    """Entry `target[k]` of the lower half of JᵀJ is the sum of the products of the
-    entries `left[k]` and `right[k]` of J; entry e of JᵀJ is entry `half[e]` of it."""
+    """Entries of the lower half of JᵀJ are sums of products of two entries of J: those
+    of row t, the entries `left[k]` and `products.cols[k]` for all k in row t of
+    `products`. Entry e of JᵀJ is entry `half[e]` of it."""
 
     gram: Pattern
     left: np.ndarray
-    right: np.ndarray
-    target: np.ndarray
+    products: Pattern
     half: np.ndarray
-    size: int
     diagonal: np.ndarray
 
 
@@ -69,10 +68,12 @@ def _plan(pattern: Pattern) -> _Plan:
     return _Plan(
         gram,
         kept[left[order]].astype(np.int32),
-        kept[right[order]].astype(np.int32),
-        np.searchsorted(lower, flat[order]).astype(np.int32),
+        Pattern(
+            np.searchsorted(lower, flat[order]),
+            kept[right[order]],
+            (len(lower), len(pattern)),
+        ),
         np.searchsorted(lower, i.astype(np.int64) * n + j).astype(np.int32),
-        len(lower),
         locate(gram, np.arange(n), np.arange(n)),
     )
 
@@ -156,28 +157,38 @@ def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
     empty = norms == 0
     norms = jnp.where(empty, 1, norms)
     values = values / norms.astype(values.dtype)[pattern.cols]
-    take = lambda x, at: x.at[at].get(mode="promise_in_bounds")
-    if len(plan.left) == 0:
-        gram = jnp.zeros((plan.size,), values.dtype)
-    else:
-        products = jnp.conj(take(values, plan.left)) * take(values, plan.right)
-        gram = jax.ops.segment_sum(
-            products, plan.target, plan.size, indices_are_sorted=True
-        )
+    left = jnp.conj(values).at[plan.left].get(mode="promise_in_bounds")
+    gram = sparse_product(left, plan.products, values)
     return Normal(values, gram, norms, empty, pattern)
 
 
+def least_shift(dtype: jnp.dtype) -> float:
+    return 100 * float(jnp.finfo(dtype).eps)
+
+
+def full_shift(dtype: jnp.dtype) -> float:
+    """As large as a pivot has to be, and a little more."""
+    return 2 * float(jnp.finfo(dtype).eps) ** 0.5
+
+
 def factorise(
-    normal: Normal, root: Real[Array, ""], scale: Real[Array, " n"] | None
+    normal: Normal,
+    root: Real[Array, ""],
+    scale: Real[Array, " n"] | None,
+    shift: ScalarLike | None = None,
 ) -> Factorised:
-    """That of BᵀB for one λ = root² and one D.
+    """That of BᵀB + `shift` for one λ = root² and one D.
+
+    By default it is so much that rounding leaves no pivot negative. With `full_shift`
+    no pivot is raised.
 
     Cost: one Cholesky factorisation.
     """
+    real = normal.norms.dtype
+    shift = jnp.asarray(least_shift(real) if shift is None else shift, real)
     pattern = normal.pattern
     plan = _plan(pattern)
     dtype = normal.values.dtype
-    eps = jnp.finfo(dtype).eps
     damped = jnp.broadcast_to(root, normal.norms.shape)
     damped = damped if scale is None else damped * scale
     own = jnp.where(normal.empty, 0, normal.norms)
@@ -189,8 +200,8 @@ def factorise(
     # The lower half is conj(left) · right with left the later: its transpose is ours.
     squares = jnp.where(rows > cols, squares, jnp.conj(squares))
     squares = squares * (weight[rows] * weight[cols]).astype(dtype)
-    # So much more that rounding leaves no pivot negative; a zero column gets a pivot.
-    more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, 100 * eps)
+    # A zero column gets a pivot.
+    more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, shift)
     squares = squares.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
     factors = sparse.factor(symbolic(pattern), squares)
@@ -244,12 +255,14 @@ def solve(
     factorised: Factorised,
     b: tuple[Array, Array],
     c: Array | None = None,
+    most: int = _MOST,
 ) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     """z and y = B z with BᵀB z = Bᵀ b + c, both without the lengths of the columns.
 
     Conjugate gradients in the form for least squares. The first step is that of the
     seminormal equations; the second corrects it. A dense row, which the factors do not
-    have, costs one more, and so does a pivot that was raised.
+    have, costs one more, and so does a pivot that was raised. After `most` of them it
+    is given up.
 
     Source: Björck, *Numerical Methods for Least Squares Problems*, SIAM (1996), §6.6.3,
     §7.4; Hestenes, Stiefel, *Methods of conjugate gradients for solving linear
@@ -271,7 +284,7 @@ def solve(
     def unfinished(state):
         *_, error, count, stop = state
         # The first is followed by one correction always.
-        return ~stop & ((count < 2) | ((error > 1) & (count < _MOST)))
+        return ~stop & ((count < 2) | ((error > 1) & (count < most)))
 
     def step(state):
         z, y, g, p, last, best, count, _ = state
