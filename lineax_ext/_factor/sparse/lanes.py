@@ -15,6 +15,8 @@ def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
     The fronts of several do not stay in its caches: 32 matrices of 2048 unknowns took
     2.5 times as long all at once. Where there are more devices than one, they may be
     spread over them, and a loop would bring them together.
+
+    Its first argument is the matrix: all at once, if that is one and the same.
     """
 
     def apply(*args):
@@ -39,12 +41,23 @@ def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
     @apply.def_vmap
     def _(axis_size, in_batched, constants, *args):
         constants = [x[0] if b else x for x, b in zip(constants, in_batched[0])]
+        each = lambda *args: fn(constants, *args)
+        if not any(jax.tree_util.tree_leaves(in_batched[1:])):
+            out = each(*args)
+            return out, jax.tree_util.tree_map(lambda _: False, out)
+        if not any(jax.tree_util.tree_leaves(in_batched[1])):
+            axes = [
+                jax.tree_util.tree_map(lambda b: 0 if b else None, batched)
+                for batched in in_batched[1:]
+            ]
+            out = jax.vmap(each, in_axes=tuple(axes))(*args)
+            return out, jax.tree_util.tree_map(lambda _: True, out)
 
         def spread(x, batched):
             return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
         args = jax.tree_util.tree_map(spread, args, tuple(in_batched[1:]))
-        together = jax.vmap(lambda *args: fn(constants, *args))
+        together = jax.vmap(each)
         if jax.device_count("cpu") > 1:
             out = together(*args)
         else:
