@@ -13,7 +13,7 @@ import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Inexact, Real, ScalarLike
+from jaxtyping import Array, Bool, Inexact, Real
 
 from .._structure.known import locate
 from .._structure.pattern import Pattern
@@ -163,33 +163,17 @@ def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
     return Normal(values, gram, norms, empty, pattern)
 
 
-def least_shift(dtype: jnp.dtype) -> float:
-    return 100 * float(jnp.finfo(dtype).eps)
-
-
-def full_shift(dtype: jnp.dtype) -> float:
-    """As large as a pivot has to be, and a little more."""
-    return 2 * float(jnp.finfo(dtype).eps) ** 0.5
-
-
 def factorise(
-    normal: Normal,
-    root: Real[Array, ""],
-    scale: Real[Array, " n"] | None,
-    shift: ScalarLike | None = None,
+    normal: Normal, root: Real[Array, ""], scale: Real[Array, " n"] | None
 ) -> Factorised:
-    """That of BᵀB + `shift` for one λ = root² and one D.
-
-    By default it is so much that rounding leaves no pivot negative. With `full_shift`
-    no pivot is raised.
+    """That of BᵀB for one λ = root² and one D.
 
     Cost: one Cholesky factorisation.
     """
-    real = normal.norms.dtype
-    shift = jnp.asarray(least_shift(real) if shift is None else shift, real)
     pattern = normal.pattern
     plan = _plan(pattern)
     dtype = normal.values.dtype
+    eps = jnp.finfo(dtype).eps
     damped = jnp.broadcast_to(root, normal.norms.shape)
     damped = damped if scale is None else damped * scale
     own = jnp.where(normal.empty, 0, normal.norms)
@@ -201,8 +185,8 @@ def factorise(
     # The lower half is conj(left) · right with left the later: its transpose is ours.
     squares = jnp.where(rows > cols, squares, jnp.conj(squares))
     squares = squares * (weight[rows] * weight[cols]).astype(dtype)
-    # A zero column gets a pivot.
-    more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, shift)
+    # So much more that rounding leaves no pivot negative; a zero column gets a pivot.
+    more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, 100 * eps)
     squares = squares.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
     factors = sparse.factor(symbolic(pattern), squares)
@@ -256,25 +240,23 @@ def solve(
     factorised: Factorised,
     b: tuple[Array, Array],
     c: Array | None = None,
-    most: int = _MOST,
 ) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     """z and y = B z with BᵀB z = Bᵀ b + c, both without the lengths of the columns.
 
     Conjugate gradients in the form for least squares. The first step is that of the
     seminormal equations; the second corrects it. A dense row, which the factors do not
-    have, costs one more, and so does a pivot that was raised. After `most` of them it
-    is given up.
+    have, costs one more, and so does a pivot that was raised.
 
     Source: Björck, *Numerical Methods for Least Squares Problems*, SIAM (1996), §6.6.3,
     §7.4; Hestenes, Stiefel, *Methods of conjugate gradients for solving linear
     systems*, J. Res. NBS 49 (1952).
     """
     # All at once, 16 fits of 500 poses took 45 ms for what takes 11 one by one.
-    return in_lanes(ft.partial(_solve, most))(factorised, b, c)
+    return in_lanes(_solve)(factorised, b, c)
 
 
 def _solve(
-    most: int, factorised: Factorised, b: tuple[Array, Array], c: Array | None
+    factorised: Factorised, b: tuple[Array, Array], c: Array | None
 ) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     dtype = factorised.values.dtype
     eps = jnp.asarray(float(jnp.finfo(dtype).eps), jnp.finfo(dtype).dtype)
@@ -292,7 +274,7 @@ def _solve(
     def unfinished(state):
         *_, error, count, stop = state
         # The first is followed by one correction always.
-        return ~stop & ((count < 2) | ((error > 1) & (count < most)))
+        return ~stop & ((count < 2) | ((error > 1) & (count < _MOST)))
 
     def step(state):
         z, y, g, p, last, best, count, _ = state

@@ -16,9 +16,7 @@ from .._factor.sparse_normal import (
     dense_rows,
     factorise,
     Factorised,
-    full_shift,
     is_singular,
-    least_shift,
     Normal,
     normal,
     solve,
@@ -230,40 +228,23 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
 
 
 def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
-    """x(0); where that cannot be had, x(λ) for a λ that is little beside A.
-
-    The first factors are those of AᴴA. If a pivot was raised, as that of poses which
-    nothing holds, those of AᴴA + `full_shift` take their place: they have the same null
-    space, which conjugate gradients then do not enter. One loop: a factorisation is
-    compiled once.
-    """
+    """x(0); where that does not exist, as that of poses which nothing holds, x(λ) for a
+    λ that is little beside A. One loop: a factorisation is compiled once."""
+    # As large as a pivot has to be: then none is raised, and a solve takes two steps.
     dtype = normal.norms.dtype
-    shifts = jnp.array([least_shift(dtype), *2 * [full_shift(dtype)]], dtype)
-    small = full_shift(dtype) * jnp.max(normal.norms, initial=0) ** 2
-    dampings = jnp.zeros((3,), dtype).at[2].set(small)
-
-    def attempt(made, damping):
-        # With a null space the derivative is infinite, or nearly so.
-        found, good, slope_good = _evaluated(made, vector, damping, most=4)
-        slope = jnp.where(slope_good, found.slope, -jnp.inf)
-        return found._replace(slope=slope), good
+    least = jnp.sqrt(jnp.asarray(jnp.finfo(dtype).eps, dtype))
+    small = least * jnp.max(normal.norms, initial=0) ** 2
 
     def evaluate(state):
-        last, _, count = state
-        damping = dampings[count]
-        made = factorise(normal, jnp.sqrt(damping), None, shifts[count])
-        found, good = lax.cond(
-            made.factors.raised & (count == 0),
-            lambda: (last, jnp.array(False)),
-            lambda: attempt(made, damping),
-        )
-        return found, good, count + 1
+        *_, count = state
+        evaluated, good = _evaluate(normal, vector, jnp.where(count == 0, 0, small))
+        return evaluated, good, count + 1
 
     def unfinished(state):
         _, good, count = state
-        return ~good & (count < len(shifts))
+        return ~good & (count < 2)
 
-    shape = eqx.filter_eval_shape(_evaluate, normal, vector, 0)
+    shape = eqx.filter_eval_shape(_evaluate, normal, vector, 0)[0]
     zeros = jax.tree_util.tree_map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
     start = zeros, jnp.array(False), jnp.int32(0)
     return lax.while_loop(unfinished, evaluate, start)[0]
@@ -271,30 +252,20 @@ def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
 
 def _evaluate(
     normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
-) -> Evaluated:
+) -> tuple[Evaluated, Bool[Array, ""]]:
     damping = jnp.asarray(damping).astype(normal.norms.dtype)
     made = factorise(normal, jnp.sqrt(damping), None)
-    return _evaluated(made, vector, damping)[0]
-
-
-def _evaluated(
-    made: Factorised,
-    vector: Inexact[Array, " m"],
-    damping: Float[Array, ""],
-    **kwargs: int,
-) -> tuple[Evaluated, Bool[Array, ""], Bool[Array, ""]]:
-    """x(λ) and its derivative, and whether each was found."""
-    zeros = jnp.zeros((made.pattern.shape[1],), vector.dtype)
+    zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
     z, _, good = solve(made, (vector, zeros))
     x = z / made.lengths.astype(vector.dtype)
     # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
     none = jnp.zeros_like(vector), zeros
-    c = x / made.lengths.astype(x.dtype)
-    _, y, slope_good = solve(made, none, c, **kwargs)
+    _, y, also_good = solve(made, none, x / made.lengths.astype(x.dtype))
     slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
     norm = jnp.linalg.norm(x)
     slope = slope / jnp.where(norm > 0, norm, 1)
-    return Evaluated(x, norm, slope, damping), good, slope_good
+    evaluated = Evaluated(x, norm, slope, damping)
+    return evaluated, good & also_good
 
 
 class _Secular(eqx.Module):
@@ -308,7 +279,7 @@ class _Secular(eqx.Module):
         return self.undamped
 
     def evaluate(self, damping: ScalarLike) -> Evaluated:
-        return _evaluate(self.normal, self.vector, damping)
+        return _evaluate(self.normal, self.vector, damping)[0]
 
     def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return x
