@@ -1,5 +1,7 @@
 """`AutoDampedSolver`: the choice, and that it changes nothing but the time."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -117,7 +119,8 @@ def test_fits(solver):
 
         flat = lambda u: np.concatenate([np.tanh(u) - data, 3 * np.diff(u, 2)])
         tight = dict.fromkeys(("xtol", "ftol", "gtol"), 1e-15)
-        return scipy.optimize.least_squares(flat, np.zeros(N), jac, **tight).x
+        solve: Any = scipy.optimize.least_squares
+        return solve(flat, np.zeros(N), jac, **tight).x
 
     for found, given in zip(fit(jnp.asarray(data)), data):
         assert_close(found, least(given), 1e-6)
