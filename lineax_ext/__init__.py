@@ -31,6 +31,7 @@ from ._operator import (
 from ._sharded_vmap import sharded_vmap as sharded_vmap
 from ._solver import (
     AbstractDampedSolver as AbstractDampedSolver,
+    AutoDampedSolver as AutoDampedSolver,
     AutoStructuredLinearSolver as AutoStructuredLinearSolver,
     BlockTridiagonal as BlockTridiagonal,
     DampedQR as DampedQR,

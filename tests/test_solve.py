@@ -156,5 +156,7 @@ def test_square_and_badly_scaled(solver, make_operator):
     expected = inverse @ vector
     out = solve(make_operator(matrix), vector, solver)
     assert_close(out / expected, np.ones(4), 1e-12)
+    if isinstance(solver, lxe.AbstractDampedSolver):
+        return  # rows of least squares are weights: of those of 1e-6 nothing is left
     out = solve(make_operator(matrix.T), vector, solver)
     assert_close(out, inverse.T @ vector, 1e-12)

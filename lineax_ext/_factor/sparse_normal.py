@@ -19,6 +19,7 @@ from .._structure.known import locate
 from .._structure.pattern import Pattern
 from . import sparse
 from .sparse.entries import layouts, reduce_rows
+from .sparse.lanes import in_lanes
 from .sparse.substitute import substitute
 from .sparse_product import sparse_product
 
@@ -27,15 +28,14 @@ _MOST = 16  # corrections
 
 
 class _Plan(NamedTuple):
-    """Entry `target[k]` of the lower half of JᵀJ is the sum of the products of the
-    entries `left[k]` and `right[k]` of J; entry e of JᵀJ is entry `half[e]` of it."""
+    """Entries of the lower half of JᵀJ are sums of products of two entries of J: those
+    of row t, the entries `left[k]` and `products.cols[k]` for all k in row t of
+    `products`. Entry e of JᵀJ is entry `half[e]` of it."""
 
     gram: Pattern
     left: np.ndarray
-    right: np.ndarray
-    target: np.ndarray
+    products: Pattern
     half: np.ndarray
-    size: int
     diagonal: np.ndarray
 
 
@@ -69,10 +69,12 @@ def _plan(pattern: Pattern) -> _Plan:
     return _Plan(
         gram,
         kept[left[order]].astype(np.int32),
-        kept[right[order]].astype(np.int32),
-        np.searchsorted(lower, flat[order]).astype(np.int32),
+        Pattern(
+            np.searchsorted(lower, flat[order]),
+            kept[right[order]],
+            (len(lower), len(pattern)),
+        ),
         np.searchsorted(lower, i.astype(np.int64) * n + j).astype(np.int32),
-        len(lower),
         locate(gram, np.arange(n), np.arange(n)),
     )
 
@@ -111,7 +113,7 @@ class Factorised(eqx.Module):
         )
 
     def precondition(self, g: Array) -> Array:
-        return substitute(_symbolic(self.pattern), self.factors, g[:, None])[:, 0]
+        return substitute(symbolic(self.pattern), self.factors, g[:, None])[:, 0]
 
 
 def column_norms(
@@ -130,8 +132,20 @@ def column_norms(
     return largest * jnp.sqrt(squares)
 
 
-def _symbolic(pattern: Pattern) -> sparse.Symbolic:
-    return sparse.analyse(_plan(pattern).gram, symmetric=True)
+def gram(pattern: Pattern) -> Pattern:
+    """That of JᵀJ, without the dense rows."""
+    return _plan(pattern).gram
+
+
+def symbolic(pattern: Pattern) -> sparse.Symbolic:
+    return sparse.analyse(gram(pattern), symmetric=True)
+
+
+def products(pattern: Pattern) -> int:
+    """How many of entries are added up to JᵀJ."""
+    lengths = np.bincount(pattern.rows, minlength=pattern.shape[0])
+    lengths[dense_rows(pattern)] = 0
+    return int(np.sum(lengths * (lengths + 1)) // 2)
 
 
 def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
@@ -144,14 +158,8 @@ def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
     empty = norms == 0
     norms = jnp.where(empty, 1, norms)
     values = values / norms.astype(values.dtype)[pattern.cols]
-    take = lambda x, at: x.at[at].get(mode="promise_in_bounds")
-    if len(plan.left) == 0:
-        gram = jnp.zeros((plan.size,), values.dtype)
-    else:
-        products = jnp.conj(take(values, plan.left)) * take(values, plan.right)
-        gram = jax.ops.segment_sum(
-            products, plan.target, plan.size, indices_are_sorted=True
-        )
+    left = jnp.conj(values).at[plan.left].get(mode="promise_in_bounds")
+    gram = sparse_product(left, plan.products, values)
     return Normal(values, gram, norms, empty, pattern)
 
 
@@ -163,7 +171,7 @@ def factorise(
     Cost: one Cholesky factorisation.
     """
     pattern = normal.pattern
-    plan, symbolic = _plan(pattern), _symbolic(pattern)
+    plan = _plan(pattern)
     dtype = normal.values.dtype
     eps = jnp.finfo(dtype).eps
     damped = jnp.broadcast_to(root, normal.norms.shape)
@@ -173,15 +181,15 @@ def factorise(
     lengths = jnp.where(lengths == 0, 1, lengths)
     weight, lower = own / lengths, damped / lengths
     rows, cols = plan.gram.rows, plan.gram.cols
-    gram = normal.gram.at[plan.half].get(mode="promise_in_bounds")
+    squares = normal.gram.at[plan.half].get(mode="promise_in_bounds")
     # The lower half is conj(left) · right with left the later: its transpose is ours.
-    gram = jnp.where(rows > cols, gram, jnp.conj(gram))
-    gram = gram * (weight[rows] * weight[cols]).astype(dtype)
+    squares = jnp.where(rows > cols, squares, jnp.conj(squares))
+    squares = squares * (weight[rows] * weight[cols]).astype(dtype)
     # So much more that rounding leaves no pivot negative; a zero column gets a pivot.
     more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, 100 * eps)
-    gram = gram.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
+    squares = squares.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
-    factors = sparse.factor(symbolic, gram)
+    factors = sparse.factor(symbolic(pattern), squares)
     return Factorised(
         values,
         lower,
@@ -243,6 +251,13 @@ def solve(
     §7.4; Hestenes, Stiefel, *Methods of conjugate gradients for solving linear
     systems*, J. Res. NBS 49 (1952).
     """
+    # All at once, 16 fits of 500 poses took 45 ms for what takes 11 one by one.
+    return in_lanes(_solve)(factorised, b, c)
+
+
+def _solve(
+    factorised: Factorised, b: tuple[Array, Array], c: Array | None
+) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     dtype = factorised.values.dtype
     eps = jnp.asarray(float(jnp.finfo(dtype).eps), jnp.finfo(dtype).dtype)
     add = lambda x, a, y: jax.tree_util.tree_map(lambda u, v: u + a * v, x, y)

@@ -168,10 +168,11 @@ class AbstractFactorisedDescent(
         dtype = result_dtype(f_info_struct.residual)
         if split:
             m, dtype = 2 * m, jnp.finfo(dtype).dtype
-        if isinstance(self.linear_solver, DampedSparse):
+        solver = self.linear_solver.chosen(f_info_struct.jac)
+        if isinstance(solver, DampedSparse):
             # Of what the pattern is, only the Jacobian itself can tell.
             matrix, residual = eqx.filter_eval_shape(
-                _sparse_problem, f_info_struct, self.linear_solver.pattern
+                _sparse_problem, f_info_struct, solver.pattern
             )
         else:
             matrix = jax.ShapeDtypeStruct((m, n), dtype)
@@ -189,8 +190,9 @@ class AbstractFactorisedDescent(
         rows = find_rows(
             getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
         )
-        if isinstance(self.linear_solver, DampedSparse):
-            matrix, residual = _sparse_problem(f_info, self.linear_solver.pattern)
+        solver = self.linear_solver.chosen(f_info.jac)
+        if isinstance(solver, DampedSparse):
+            matrix, residual = _sparse_problem(f_info, solver.pattern)
         else:
             matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)

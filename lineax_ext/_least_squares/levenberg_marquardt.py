@@ -6,8 +6,8 @@ from typing import Literal, TypeVar
 import optimistix as optx
 from jaxtyping import PyTree, Scalar, ScalarLike
 
+from .._solver.auto_damped import AutoDampedSolver
 from .._solver.damped import AbstractDampedSolver
-from .._solver.damped_qr import DampedQR
 from .._solver.damped_svd import DampedSVD
 from .descent import (
     AbstractFactorisedDescent,
@@ -44,7 +44,8 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     takes the steps of `optimistix.LevenbergMarquardt`, which it replaces: same
     iterates (to rounding), same `options`, same results. It differs in the cost. A step
     that is rejected costs one evaluation of r and O(n³), where the original makes and
-    factorises a matrix of m + n rows; one that is accepted, O(m n²).
+    factorises a matrix of m + n rows; one that is accepted, O(m n²). Of a hundred
+    parameters and more, a sparse Jacobian is found to be sparse, and costs less.
 
     With `scale="jacobian"` it is a method for hard problems and badly scaled
     parameters, that of MINPACK: a trust region in units of the largest norms that the
@@ -70,7 +71,8 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         iterates, and between their residuals.
     - `norm`: the norm for that. Default: `optimistix.max_norm`.
     - `linear_solver`: [`lineax_ext.DampedQR`][], [`lineax_ext.DampedSVD`][] or
-        [`lineax_ext.DampedSparse`][].
+        [`lineax_ext.DampedSparse`][]. By default [`lineax_ext.AutoDampedSolver`][],
+        which takes the first, or the last if J is large and sparse.
     - `scale`: `None` or `"jacobian"`.
     - `verbose`: as in optimistix: whether to print each step, or a function to call
         with the figures of each.
@@ -98,7 +100,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         rtol: float,
         atol: float,
         norm: Callable[[PyTree], Scalar] = optx.max_norm,
-        linear_solver: AbstractDampedSolver = DampedQR(),
+        linear_solver: AbstractDampedSolver = AutoDampedSolver(),
         scale: Literal["jacobian"] | None = None,
         verbose: bool | Callable[..., None] = False,
     ):

@@ -1,6 +1,7 @@
 """Solvers of lineax: one a file, and what they share."""
 
 from .auto import AutoStructuredLinearSolver as AutoStructuredLinearSolver
+from .auto_damped import AutoDampedSolver as AutoDampedSolver
 from .block_tridiagonal import BlockTridiagonal as BlockTridiagonal
 from .damped import AbstractDampedSolver as AbstractDampedSolver
 from .damped_qr import DampedQR as DampedQR

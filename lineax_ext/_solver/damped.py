@@ -38,6 +38,11 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
     [`lineax_ext.DampedLinearOperator`][]. `init` of a `DampedLinearOperator` does both.
     """
 
+    def chosen(self, operator: lx.AbstractLinearOperator) -> "AbstractDampedSolver":
+        """The solver that serves an operator: itself, unless it chooses one."""
+        del operator
+        return self
+
     @abc.abstractmethod
     def damp(
         self, state: _State, damping: ScalarLike, scale: PyTree[Array] | None = None

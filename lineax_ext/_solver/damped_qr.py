@@ -59,7 +59,7 @@ class _DampedCore(eqx.Module):
         )
 
 
-class _DampedQRState(eqx.Module):
+class DampedQRState(eqx.Module):
     # Q R = A when tall, Q R = D⁻¹ Aᴴ when wide (m < n).
     qr: HouseholderQR | TSQR
     core: _DampedCore | None
@@ -82,7 +82,7 @@ class _TallPath(eqx.Module):
         return unravel(x, thaw(self.in_structure))
 
 
-class DampedQR(AbstractDampedSolver[_DampedQRState]):
+class DampedQR(AbstractDampedSolver[DampedQRState]):
     """Damped least squares by one QR of the operator, reused for every damping.
 
     Solves min ‖A x − b‖² + λ ‖D x‖². `init` computes A = Q R once. `damp` computes, for
@@ -137,7 +137,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> _DampedQRState:
+    ) -> DampedQRState:
         del options
         operator, damped = unwrap(operator)
         if damped is not None and self.damping is not None:
@@ -161,16 +161,16 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         qr = factorise(matrix, damping) if rows is None else tsqr(matrix, rows)
         singular = is_singular(qr.r, default_rcond(m, n, matrix.dtype))
         stacked = damped is not None
-        state = _DampedQRState(qr, None, singular, orientation, wide, stacked)
+        state = DampedQRState(qr, None, singular, orientation, wide, stacked)
         return state if damping is None else _damp(state, damping)
 
     def damp(
         self,
-        state: _DampedQRState,
+        state: DampedQRState,
         damping: ScalarLike,
         scale: PyTree[Array] | None = None,
-    ) -> _DampedQRState:
-        check_state(state, _DampedQRState, self)
+    ) -> DampedQRState:
+        check_state(state, DampedQRState, self)
         new = resolve_damping(damping, scale, state.orientation, state.qr.dtype)
         if state.wide:
             old = None if state.core is None else state.core.damping
@@ -188,7 +188,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
 
     def compute(
         self,
-        state: _DampedQRState,
+        state: DampedQRState,
         vector: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
@@ -222,7 +222,7 @@ class DampedQR(AbstractDampedSolver[_DampedQRState]):
         return False
 
 
-def _damp(state: _DampedQRState, damping: Damping) -> _DampedQRState:
+def _damp(state: DampedQRState, damping: Damping) -> DampedQRState:
     r = jnp.triu(state.qr.r)
     k = r.shape[0]
     diagonal = jnp.broadcast_to(damping.root, (k,))

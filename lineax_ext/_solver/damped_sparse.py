@@ -40,12 +40,20 @@ from .orientation import orient, Orientation
 from .sparse import entries_of
 
 
-class _DampedSparseState(eqx.Module):
+class DampedSparseState(eqx.Module):
     normal: Normal
     damping: Damping | None
     factorised: Factorised | None
     orientation: Orientation
     stacked: bool = eqx.field(static=True)
+
+
+def check_pattern(pattern: Any, solver: str) -> None:
+    if not isinstance(pattern, Pattern | None):
+        raise ValueError(
+            f"`{solver}(pattern=…)` must be a `lineax_ext.Pattern`; found a "
+            f"`{type(pattern).__name__}`."
+        )
 
 
 def as_sparse(
@@ -92,7 +100,7 @@ def _by_rows_and_columns(
     return values.at[np.flatnonzero(~is_long)].set(others, unique_indices=True)
 
 
-class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
+class DampedSparse(AbstractDampedSolver[DampedSparseState]):
     """Damped least squares of a sparse operator, in O(fill) memory and time.
 
     Solves min ‖A x − b‖² + λ ‖D x‖². `init` finds the pattern of A, reads its entries
@@ -147,32 +155,28 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
     pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        if not isinstance(self.pattern, Pattern | None):
-            raise ValueError(
-                "`DampedSparse(pattern=…)` must be a `lineax_ext.Pattern`; found a "
-                f"`{type(self.pattern).__name__}`."
-            )
+        check_pattern(self.pattern, "DampedSparse")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> _DampedSparseState:
+    ) -> DampedSparseState:
         del options
         operator, damped = unwrap(operator)
         matrix = as_sparse(operator, self.pattern)
         orientation = orient(operator)
         made = normal(matrix.values, matrix.pattern)
-        state = _DampedSparseState(made, None, None, orientation, False)
+        state = DampedSparseState(made, None, None, orientation, False)
         if damped is None:
             return state
         return self.damp(state, damped.damping, damped.scale)
 
     def damp(
         self,
-        state: _DampedSparseState,
+        state: DampedSparseState,
         damping: ScalarLike,
         scale: PyTree[Array] | None = None,
-    ) -> _DampedSparseState:
-        check_state(state, _DampedSparseState, self)
+    ) -> DampedSparseState:
+        check_state(state, DampedSparseState, self)
         dtype = state.normal.values.dtype
         new = resolve_damping(damping, scale, state.orientation, dtype)
         made = factorise(state.normal, new.root, new.scale)
@@ -180,7 +184,7 @@ class DampedSparse(AbstractDampedSolver[_DampedSparseState]):
 
     def compute(
         self,
-        state: _DampedSparseState,
+        state: DampedSparseState,
         vector: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
 
@@ -14,20 +15,53 @@ def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
     The fronts of several do not stay in its caches: 32 matrices of 2048 unknowns took
     2.5 times as long all at once. Where there are more devices than one, they may be
     spread over them, and a loop would bring them together.
+
+    Its first argument is the matrix: all at once, if that is one and the same.
     """
+
+    def apply(*args):
+        program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+        run = _by_arguments(program.jaxpr, jax.tree_util.tree_structure(out))
+        return run(program.consts, *args)
+
+    return apply
+
+
+def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
+    """Of a program, whose constants are arguments: `vmap` of a `lax.cond` batches those
+    of its branches as well, and a `custom_vmap` with constants of its own refuses."""
+
+    def fn(constants, *args):
+        closed = jex.ClosedJaxpr(program, constants)
+        out = jex.jaxpr_as_fun(closed)(*jax.tree_util.tree_leaves(args))
+        return jax.tree_util.tree_unflatten(structure, out)
+
     apply = jax.custom_batching.custom_vmap(fn)
 
     @apply.def_vmap
-    def _(axis_size, in_batched, *args):
+    def _(axis_size, in_batched, constants, *args):
+        constants = [x[0] if b else x for x, b in zip(constants, in_batched[0])]
+        each = lambda *args: fn(constants, *args)
+        if not any(jax.tree_util.tree_leaves(in_batched[1:])):
+            out = each(*args)
+            return out, jax.tree_util.tree_map(lambda _: False, out)
+        if not any(jax.tree_util.tree_leaves(in_batched[1])):
+            axes = [
+                jax.tree_util.tree_map(lambda b: 0 if b else None, batched)
+                for batched in in_batched[1:]
+            ]
+            out = jax.vmap(each, in_axes=tuple(axes))(*args)
+            return out, jax.tree_util.tree_map(lambda _: True, out)
+
         def spread(x, batched):
             return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
 
-        args = jax.tree_util.tree_map(spread, args, tuple(in_batched))
-        together = jax.vmap(fn)
+        args = jax.tree_util.tree_map(spread, args, tuple(in_batched[1:]))
+        together = jax.vmap(each)
         if jax.device_count("cpu") > 1:
             out = together(*args)
         else:
-            in_turn = lambda *args: lax.map(lambda x: apply(*x), args)
+            in_turn = lambda *args: lax.map(lambda x: apply(constants, *x), args)
             out = lax.platform_dependent(*args, cpu=in_turn, default=together)
         return out, jax.tree_util.tree_map(lambda _: True, out)
 
