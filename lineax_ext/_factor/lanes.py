@@ -7,13 +7,12 @@ from jaxtyping import Array, Float, Inexact
 from .householder import householder_qr
 
 
-# What was measured with 1000 matrices on two cores: at 50 rows twice as fast as LAPACK
-# called one by one, at 200 no faster, as all of them no longer fit the cache.
-_most_columns = 9
+# With 1000 matrices of 5 columns on two cores, twice as fast as LAPACK called one by
+# one for 8 to 80 rows, 1.25 times for 128, and no faster for 200, as they leave the
+# cache; slower with 9 columns.
+_most_columns = 7
 _most_rows = 128
 _fewest_lanes = 64
-# Below, vector instructions are better used along the lanes than along the rows.
-_few_rows = 32
 
 
 def _one(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
@@ -25,8 +24,8 @@ def _one(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
 def triangle(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
     """[R c]ᵀ of [A b] = Q [R c; 0 ·], from [A b]ᵀ, m ≥ n.
 
-    By LAPACK. Under `vmap`, on a CPU, many small ones are factorised side by side, every
-    reflector of all of them in a few loops of XLA.
+    By LAPACK. Under `vmap`, on a CPU, many small ones are factorised side by side,
+    every reflector of all of them in a few loops of XLA.
     """
     return _one(columns)
 
@@ -43,8 +42,7 @@ def _(axis_size, in_batched, columns):
         or axis_size < _fewest_lanes
     ):
         return jax.vmap(_one)(columns), True
-    if m > _few_rows:
-        return jax.vmap(_reflected)(columns), True
+    # Vector instructions are better used along the lanes than along few rows.
     last = jax.vmap(_reflected, in_axes=-1, out_axes=-1)
     return jnp.moveaxis(last(jnp.moveaxis(columns, 0, -1)), -1, 0), True
 
