@@ -21,7 +21,7 @@ def _one(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
 
 
 @jax.custom_batching.custom_vmap
-def triangle(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
+def triangularise(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
     """[R c]ᵀ of [A b] = Q [R c; 0 ·], from [A b]ᵀ, m ≥ n.
 
     By LAPACK. Under `vmap`, on a CPU, many small ones are factorised side by side,
@@ -30,7 +30,7 @@ def triangle(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
     return _one(columns)
 
 
-@triangle.def_vmap
+@triangularise.def_vmap
 def _(axis_size, in_batched, columns):
     k, m = columns.shape[-2:]
     del in_batched
@@ -48,7 +48,7 @@ def _(axis_size, in_batched, columns):
 
 
 def _reflected(columns: Float[Array, "n+1 m"]) -> Float[Array, "n+1 n"]:
-    """As `triangle`, by Householder's reflectors I − s v vᵀ, unrolled."""
+    """As `triangularise`, by Householder's reflectors I − s v vᵀ, unrolled."""
     # Neither under- nor overflows, even if the squares do.
     largest = jnp.max(jnp.abs(columns), axis=1)
     a = columns / jnp.where(largest > 0, largest, 1)[:, None]
