@@ -5,9 +5,9 @@ Sums of two exponential functions, a exp(−b t) + c exp(−d t) with noise, fit
 
 - a fixed number of steps (the tolerances are too tight to be met) of the
   `LevenbergMarquardt` of optimistix and of the one here, which take the same steps;
-- `scale="jacobian"`, from poor starts, until all have ended. Steps are those of the lane
-  that takes the most; the error is the share of the fits that have not ended by then. (A
-  lane that goes to and fro would hold all others until the last step allowed.)
+- `scale="jacobian"`, from poor starts, until all have ended. Steps are those of the
+  lane that takes the most; the error is the share of the fits that have not ended by
+  then. (A lane that goes to and fro would hold all others until the last step.)
 
 The referee of the first is optimistix's answer: ‖y − y_ref‖ / ‖y_ref‖, the largest over
 the lanes.
