@@ -24,12 +24,12 @@ def _random(rng, shape, dtype):
 @pytest.mark.parametrize("m, n", ((3, 3), (20, 4), (60, 1), (20, 8)))
 @pytest.mark.parametrize("dtype", (np.float64, np.float32, np.complex128))
 def test_triangle(m, n, dtype):
-    a = _random(np.random.default_rng(0), (70, n + 1, m), dtype)
+    a = _random(np.random.default_rng(0), (256, n + 1, m), dtype)
     a[0] *= 1e-200 if dtype == np.float64 else 1e-20
     a[1] *= 1e200 if dtype == np.float64 else 1e20
     a[2, 0] = 0
     found = np.asarray(jax.jit(jax.vmap(triangularise))(jnp.asarray(a)))
-    assert found.shape == (70, n + 1, n)
+    assert found.shape == (256, n + 1, n)
     scale = np.abs(a).max((1, 2), keepdims=True)
     a, found = a / scale, found / scale
     eps = np.finfo(dtype).eps
@@ -42,11 +42,11 @@ def test_triangle(m, n, dtype):
 
 def test_damped():
     rng = np.random.default_rng(1)
-    a, b = rng.standard_normal((64, 30, 4)), rng.standard_normal((64, 30))
+    a, b = rng.standard_normal((256, 30, 4)), rng.standard_normal((256, 30))
     # Badly scaled, rank-deficient, and √λ on either side of the matrix.
     a[1] *= 1e-12
     a[2, :, 1] = a[2, :, 0]
-    root = np.logspace(-3, 9, 64)
+    root = np.logspace(-3, 9, 256)
     solve = lambda a, b, root: solve_condensed(*condense(a, b), root)
     found = jax.jit(jax.vmap(solve))(a, b, root)
     for x, ai, bi, ri in zip(np.asarray(found), a, b, root):
@@ -56,7 +56,7 @@ def test_damped():
 
 
 def test_vmap_of_vmap():
-    a = np.random.default_rng(2).standard_normal((3, 70, 4, 9))
+    a = np.random.default_rng(2).standard_normal((3, 256, 4, 9))
     found = np.asarray(jax.jit(jax.vmap(jax.vmap(triangularise)))(a))
     r = np.linalg.qr(a[..., :3, :].swapaxes(-1, -2), mode="r")
     assert (

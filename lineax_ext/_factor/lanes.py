@@ -9,10 +9,10 @@ from .householder import householder_qr
 
 # With 1000 matrices of 5 columns on two cores, twice as fast as LAPACK called one by
 # one for 8 to 80 rows, 1.25 times for 128, and no faster for 200, as they leave the
-# cache; slower with 9 columns.
+# cache; slower with 9 columns. Compiling takes half a second more.
 _most_columns = 7
-_most_rows = 128
-_fewest_lanes = 64
+_most_rows = 80
+_fewest_lanes = 256
 
 
 def _one(columns: Inexact[Array, "n+1 m"]) -> Inexact[Array, "n+1 n"]:
