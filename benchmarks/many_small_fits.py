@@ -1,4 +1,4 @@
-"""A batch of small fits: steps no dearer than optimistix's, and no lane without an end.
+"""A batch of small fits, next to optimistix; and no lane of it goes to and fro.
 
 Sums of two exponential functions, a exp(−b t) + c exp(−d t) with noise, fitted in one
 `vmap`:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
 from .householder import householder_qr, solve_upper
-from .lanes import triangularise
 from .product import matmul
 
 
@@ -207,8 +206,8 @@ def condense(
     limit = _largest_panel(matrix.dtype)
     small = columns.size <= limit
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
-        rt = triangularise(columns)
-        return rt[:n], rt[n]
+        householder, _ = householder_qr(columns.T)
+        return jnp.tril(householder[:n, :n].T), householder[:n, n]
 
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
@@ -239,7 +238,7 @@ def solve_condensed(
     root_eye = root.astype(st.dtype) * jnp.eye(n + 1, n, dtype=st.dtype)
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
     if n <= _dense:
-        rt = triangularise(jnp.concatenate([top, bottom], axis=1))
-        return solve_upper(rt[:n].T, rt[n])
+        householder, _ = householder_qr(jnp.concatenate([top, bottom], axis=1).T)
+        return solve_upper(householder[:n, :n], householder[:n, n])
     rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
