@@ -152,8 +152,8 @@ class GainRatioTrustRegion(
 
     Step sizes are multiples of the length of the last accepted step, as
     [`lineax_ext.ScaledTrustRegionDescent`][] takes them. Where the reductions are too
-    small to be told from rounding, a step is accepted, for the solver to see that it
-    has converged. One application of the Jacobian a step.
+    small to be told from rounding, a step is accepted and the radius is halved, for the
+    solver to see that it has converged. One application of the Jacobian a step.
 
     **Arguments:**
 
@@ -196,7 +196,8 @@ class GainRatioTrustRegion(
         shrink = jnp.where(jnp.isfinite(reduction), jnp.clip(parabola, 0.1, 0.5), 0.1)
         shrink = jnp.where(reduction >= 0, 0.5, shrink)
         factor = jnp.where(ratio >= 0.75, 2.0, jnp.where(ratio > 0.25, 1.0, shrink))
-        factor = jnp.where(first_step | settled, 1.0, factor)
+        # Halved, or steps to and fro in a flat direction would never meet a tolerance.
+        factor = jnp.where(first_step, 1.0, jnp.where(settled, 0.5, factor))
         accept = (ratio >= self.threshold) | settled | first_step
         step_size = jnp.where(accept, factor, factor * state.step_size)
         return step_size, accept, optx.RESULTS.successful, _State(step_size)
