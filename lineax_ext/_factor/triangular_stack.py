@@ -79,6 +79,15 @@ _tall_block = 16
 _dense = 64
 
 
+def is_small(m: int, n: int) -> bool:
+    """Whether A itself is as good as a triangle, for `solve_condensed`.
+
+    A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
+    [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
+    """
+    return n <= _dense and m <= max(8 * n, 64)
+
+
 def _compact_wy(vt: Array, taus: Array) -> Array:
     """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ; of V = [I; V₂], V₂ is enough.
 
@@ -182,24 +191,28 @@ def triangular_stack_qr(
 
 
 def condense(
-    matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
-) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    matrix: Inexact[Array, "m n"],
+    vector: Inexact[Array, " m"],
+    *,
+    triangle: bool = True,
+) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
     """Sᵀ and c with ‖A x − b‖² = ‖S x − c‖² + constant, for m ≥ n.
 
-    S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q; if A is square and
-    small, where a triangle would save nothing, A and b as they are.
+    S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q. If `triangle` is false,
+    what `is_small` is not made smaller: A and b themselves, or a stack of triangles.
 
     On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put under the
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
-    for its threads.
+    for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
+    of rows is factorised, and then the stack of their triangles.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
     doi:10.1137/080731992, the sequential QR (a flat tree).
     """
     m, n = matrix.shape
-    if m == n and n <= _dense:
+    if not triangle and is_small(m, n):
         return matrix.T, vector
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
@@ -208,6 +221,14 @@ def condense(
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
+    if n <= _tall_block:
+        count = -(-columns.size // limit)
+        size = -(-m // count)
+        columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
+        blocks = jnp.moveaxis(columns.reshape(n + 1, count, size), 1, 0)
+        householder, _ = householder_qr(blocks.mT)
+        stack = jnp.triu(householder[:, :n]).reshape(-1, n + 1)
+        return condense(stack[:, :n], stack[:, n], triangle=triangle)
 
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
@@ -226,19 +247,22 @@ def condense(
 
 
 def solve_condensed(
-    st: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
+    st: Inexact[Array, "n k"], c: Inexact[Array, " k"], root: Float[Array, ""]
 ) -> Inexact[Array, " n"]:
     """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns."""
-    n = st.shape[0]
+    n, k = st.shape
     if n == 0:
-        return c
+        return jnp.zeros_like(c, shape=(0,))
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > jnp.max(jnp.abs(st))
     st = jnp.concatenate([st, c[None]])
     root_eye = root.astype(st.dtype) * jnp.eye(n + 1, n, dtype=st.dtype)
-    top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
     if n <= _dense:
-        householder, _ = householder_qr(jnp.concatenate([top, bottom], axis=1).T)
+        three = jnp.concatenate([root_eye, st, root_eye], axis=1)
+        start = jnp.where(swapped, 0, n)
+        stack = lax.dynamic_slice_in_dim(three, start, n + k, axis=1)
+        householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
+    top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
     rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
