@@ -1,6 +1,7 @@
 """The iteration of optimistix's Gauss–Newton methods, where the Jacobian is small."""
 
 import dataclasses
+import functools as ft
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Inexact, PyTree
 
 from .._factor.product import matmul
-from .._flat import ravel, unravel
+from .._flat import ravel
 from .._materialise import as_matrix
 from .._solver.damped_qr import TallPath
 from .._solver.damped_sparse import DampedSparse
@@ -28,18 +29,10 @@ _largest = 2**16
 
 
 class _Kept(eqx.Module):
-    """What stands for `f_info` in the state: Jᵀ, whose rows are what is made, and r.
+    """What stands for `f_info` in the state: Jᵀ, whose rows are what is made."""
 
-    `None` where the descent keeps them.
-    """
-
-    jt: Inexact[Array, "n m"] | None
-    r: Inexact[Array, " m"] | None
-
-    def of(self, descent_state: Any) -> tuple[Array, Array]:
-        if self.jt is None or self.r is None:
-            return descent_state.problem.st, descent_state.problem.c
-        return self.jt, self.r
+    residual: PyTree[Array]
+    jt: Inexact[Array, "n m"]
 
 
 class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
@@ -67,61 +60,58 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
         if not self._keeps(y, state.f_info):
             return state
-        problem = state.descent_state.problem
-        if isinstance(problem, TallPath) and problem.whole:
-            kept: Any = _Kept(None, None)
-        else:
-            jac, r = state.f_info.jac, ravel(state.f_info.residual)
-            kept = _Kept(jnp.zeros((jac.in_size(), r.size), r.dtype), r)
+        f_info = state.f_info
+        shape = f_info.jac.in_size(), f_info.jac.out_size()
+        kept: Any = _Kept(f_info.residual, jnp.zeros(shape, ravel(y).dtype))
         return dataclasses.replace(state, f_info=kept)
 
     def step(self, fn, y, args, options, state, tags):
-        kept = state.f_info
-        if not isinstance(kept, _Kept):
+        if not isinstance(state.f_info, _Kept):
             return super().step(fn, y, args, options, state, tags)
-        jt, r = kept.of(state.descent_state)
-        f_eval, columns, aux = jax.linearize(
+        f, jt = state.f_info.residual, state.f_info.jt
+        f_eval, columns, aux_eval = jax.linearize(
             lambda y: fn(y, args), state.y_eval, has_aux=True
         )
-        r_eval, flat_eval = ravel(f_eval), ravel(state.y_eval)
+        flat_eval = ravel(state.y_eval)
 
         # A product with Jᵀ as it lies there.
         product = lx.FunctionLinearOperator(
-            lambda x: matmul(x, jt), jax.eval_shape(lambda: flat_eval)
+            lambda x, jt=jt: matmul(x, jt), jax.eval_shape(lambda: flat_eval)
         )
-        f_info = optx.FunctionInfo.ResidualJac(r, product)
-        f_eval_info = optx.FunctionInfo.ResidualJac(r_eval, product)
+        f_info, f_eval_info = _info(f, product), _info(f_eval, product)
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step,
-            ravel(y),
-            flat_eval,
-            f_info,
-            f_eval_info,
+            state.first_step, ravel(y), flat_eval, f_info, f_eval_info,
             state.search_state,
-        )
+        )  # fmt: skip
+        loss, loss_eval = f_info.as_min(), f_eval_info.as_min()
+        settled = self._settled(state.y_eval, f_eval, y, f)
+        choose = ft.partial(jnp.where, accept)
+        finite = choose(jnp.isfinite(loss_eval), jnp.isfinite(loss))
 
-        def accepted(descent_state):
-            jac = as_matrix(
-                lx.FunctionLinearOperator(columns, jax.eval_shape(lambda: y))
-            )
-            info = optx.FunctionInfo.ResidualJac(r_eval, lx.MatrixLinearOperator(jac))
-            descent_state = self.descent.query(flat_eval, info, descent_state)
-            new = kept if kept.jt is None else _Kept(jac.T, r_eval)
-            f = unravel(r, jax.eval_shape(lambda: f_eval))
-            terminate = self._settled(state.y_eval, f_eval, y, f)
-            return state.y_eval, new, aux, descent_state, terminate
-
-        def rejected(descent_state):
-            return y, kept, state.aux, descent_state, jnp.array(False)
-
+        # Where no factor is kept, all but J is chosen more cheaply than by a branch.
+        problem = state.descent_state.problem
+        whole = isinstance(problem, TallPath) and problem.whole
         dynamic, static = eqx.partition(state.descent_state, eqx.is_array)
-        branch = lambda fn: (
-            lambda x: eqx.filter(fn(eqx.combine(x, static)), eqx.is_array)
-        )
-        y, kept, aux, dynamic, terminate = lax.cond(
-            accept, branch(accepted), branch(rejected), dynamic
-        )
+
+        def accepted(dynamic):
+            jac = lx.FunctionLinearOperator(columns, jax.eval_shape(lambda: y))
+            matrix = as_matrix(jac)
+            if not whole:
+                info = _info(f_eval, lx.MatrixLinearOperator(matrix))
+                descent_state = eqx.combine(dynamic, static)
+                descent_state = self.descent.query(flat_eval, info, descent_state)
+                dynamic = eqx.filter(descent_state, eqx.is_array)
+            return matrix.T, dynamic
+
+        jt, dynamic = lax.cond(accept, accepted, lambda x: (jt, x), dynamic)
+        last = y, f, state.aux
+        y, f, aux = jax.tree.map(choose, (state.y_eval, f_eval, aux_eval), last)
         descent_state = eqx.combine(dynamic, static)
+        if whole:
+            info = _info(f, lx.MatrixLinearOperator(jt.T))
+            descent_state = self.descent.query(ravel(y), info, descent_state)
+        descent_state = dataclasses.replace(descent_state, finite=finite)
+
         self.verbose(
             num_steps=("Step", state.num_steps),
             accepted_steps=("Accepted steps", state.num_accepted_steps),
@@ -129,11 +119,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
                 "Steps since acceptance",
                 state.num_steps_since_acceptance,
             ),
-            loss_this_step=("Loss on this step", f_eval_info.as_min()),
-            loss_last_accepted_step=(
-                "Loss on the last accepted step",
-                f_info.as_min(),
-            ),
+            loss_this_step=("Loss on this step", loss_eval),
+            loss_last_accepted_step=("Loss on the last accepted step", loss),
             step_size=("Step size", step_size),
             y=("y", state.y_eval),
             y_last_accepted_step=("y on the last accepted step", y),
@@ -151,10 +138,10 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             first_step=jnp.array(False),
             y_eval=jax.tree.map(jnp.add, y, descent),
             search_state=search_state,
-            f_info=kept,
+            f_info=_Kept(f, jt),
             aux=aux,
             descent_state=descent_state,
-            terminate=terminate,
+            terminate=accept & settled,
             result=results.where(successful, descent_result, search_result),
             num_steps=state.num_steps + 1,
             num_accepted_steps=state.num_accepted_steps + jnp.where(accept, 1, 0),
@@ -173,3 +160,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         changes = (jax.tree.map(ratio, y, last_y), jax.tree.map(ratio, f, last_f))
         settled_y, settled_f = (self.norm(change) < 1 for change in changes)
         return settled_y & settled_f
+
+
+def _info(f: PyTree[Array], jac: lx.AbstractLinearOperator):
+    """Flat."""
+    return optx.FunctionInfo.ResidualJac(ravel(f), jac)
