@@ -72,7 +72,7 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         **Returns:**
 
         A function from λ to x, and a pytree of arrays: free of ones of size m if
-        m ≥ n, for the solvers of this package.
+        m ≥ n, for the solvers of this package, and A is not small.
         """
         return _Path(self, self.init(operator, {}), vector)
 
