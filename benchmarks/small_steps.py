@@ -101,7 +101,7 @@ def measure(prepared: Prepared) -> dict[str, Any]:
     answers = {side: call() for side, call in calls.items()}
     steps = {side: int(answer[1]) for side, answer in answers.items()}
     found = {side: float(squares(answer[0])) for side, answer in answers.items()}
-    best, first = np.fmin(*found.values()), float(squares(start))
+    best, first = np.fmin(found[_THEIRS], found[_OURS]), float(squares(start))
     scale = max(best, 1e-8 * first)
 
     alone = {side: _least(call, _STRETCH_SECONDS) for side, call in calls.items()}

@@ -44,7 +44,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     each: more than the arithmetic of a small step.
     """
 
-    def _keeps(self, y: PyTree, f_info: optx.FunctionInfo.ResidualJac) -> bool:
+    def _keeps(self, y: PyTree, f_info: Any) -> bool:
         solver = getattr(self.descent, "linear_solver", None)
         dtypes = {x.dtype for x in jax.tree.leaves((y, f_info.residual))}
         return (
@@ -72,7 +72,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         f_eval, columns, aux_eval = jax.linearize(
             lambda y: fn(y, args), state.y_eval, has_aux=True
         )
-        flat_eval = ravel(state.y_eval)
+        flat: Any = ravel(y)
+        flat_eval: Any = ravel(state.y_eval)
 
         # A product with Jᵀ as it lies there.
         product = lx.FunctionLinearOperator(
@@ -80,7 +81,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         )
         f_info, f_eval_info = _info(f, product), _info(f_eval, product)
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step, ravel(y), flat_eval, f_info, f_eval_info,
+            state.first_step, flat, flat_eval, f_info, f_eval_info,
             state.search_state,
         )  # fmt: skip
         loss, loss_eval = f_info.as_min(), f_eval_info.as_min()
@@ -109,7 +110,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         descent_state = eqx.combine(dynamic, static)
         if whole:
             info = _info(f, lx.MatrixLinearOperator(jt.T))
-            descent_state = self.descent.query(ravel(y), info, descent_state)
+            flat = ravel(y)
+            descent_state = self.descent.query(flat, info, descent_state)
         descent_state = dataclasses.replace(descent_state, finite=finite)
 
         self.verbose(
