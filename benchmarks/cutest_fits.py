@@ -12,7 +12,7 @@ problems of NIST.
 """
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -23,16 +23,21 @@ from .certified_fits import nist, scipy_solve, sides
 from .harness import Case
 
 
-def cutest() -> Iterator[nist.Problem]:
+def cutest(
+    most: int = 30, only: Container[str] | None = None
+) -> Iterator[nist.Problem]:
+    """Those of at most `most` unknowns, if among `only`."""
     try:
         sif2jax = importlib.import_module("sif2jax")
     except ImportError:
         return
     for problem in sorted(sif2jax.nonlinear_equations_problems, key=lambda p: p.name):
+        if only is not None and problem.name not in only:
+            continue
         start, unravel = ravel_pytree(problem.y0)
         start = np.asarray(start, float)
         bounds = jax.tree.leaves(problem.bounds)
-        if start.size > 30 or any(np.any(np.isfinite(x)) for x in bounds):
+        if start.size > most or any(np.any(np.isfinite(x)) for x in bounds):
             continue
 
         def model(y, x, problem=problem, unravel=unravel):

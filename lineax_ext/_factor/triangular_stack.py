@@ -77,6 +77,18 @@ _most_right_hand_sides = 7
 _tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
+# Up to this n, and with few rows, Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with
+# n = 2, 0.7 for 1.3 with n = 4. From n = 5 on it is longer in compiling.
+_unrolled = 4
+
+
+def is_small(m: int, n: int) -> bool:
+    """Whether A itself is as good as a triangle, for `solve_condensed`.
+
+    A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
+    [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
+    """
+    return n <= _dense and m <= max(8 * n, 256 if n <= _unrolled else 64)
 
 
 def _compact_wy(vt: Array, taus: Array) -> Array:
@@ -182,24 +194,28 @@ def triangular_stack_qr(
 
 
 def condense(
-    matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
-) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    matrix: Inexact[Array, "m n"],
+    vector: Inexact[Array, " m"],
+    *,
+    triangle: bool = True,
+) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
     """Sᵀ and c with ‖A x − b‖² = ‖S x − c‖² + constant, for m ≥ n.
 
-    S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q; if A is square and
-    small, where a triangle would save nothing, A and b as they are.
+    S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q. If `triangle` is false,
+    what `is_small` is not made smaller: A and b themselves, or a stack of triangles.
 
     On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put under the
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
-    for its threads.
+    for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
+    of rows is factorised, and then the stack of their triangles.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
     doi:10.1137/080731992, the sequential QR (a flat tree).
     """
     m, n = matrix.shape
-    if m == n and n <= _dense:
+    if not triangle and is_small(m, n):
         return matrix.T, vector
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
@@ -208,6 +224,14 @@ def condense(
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
+    if n <= _tall_block:
+        count = -(-columns.size // limit)
+        size = -(-m // count)
+        columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
+        blocks = jnp.moveaxis(columns.reshape(n + 1, count, size), 1, 0)
+        householder, _ = householder_qr(blocks.mT)
+        stack = jnp.triu(householder[:, :n]).reshape(-1, n + 1)
+        return condense(stack[:, :n], stack[:, n], triangle=triangle)
 
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
@@ -226,19 +250,58 @@ def condense(
 
 
 def solve_condensed(
-    st: Inexact[Array, "n n"], c: Inexact[Array, " n"], root: Float[Array, ""]
+    st: Inexact[Array, "n k"], c: Inexact[Array, " k"], root: Float[Array, ""]
 ) -> Inexact[Array, " n"]:
     """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns."""
-    n = st.shape[0]
+    n, k = st.shape
     if n == 0:
-        return c
-    # As in `triangular_stack_qr`: the larger rows on top.
-    swapped = root > jnp.max(jnp.abs(st))
+        return jnp.zeros_like(c, shape=(0,))
+    largest = jnp.max(jnp.abs(st))
     st = jnp.concatenate([st, c[None]])
-    root_eye = root.astype(st.dtype) * jnp.eye(n + 1, n, dtype=st.dtype)
-    top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
+    eye = jnp.eye(n + 1, n, dtype=st.dtype)
+    if n <= _unrolled and is_small(k, n):
+        # Of size one, for the squares of small and of large entries.
+        size = jnp.maximum(largest, root)
+        size = jnp.where(size > 0, size, 1).astype(st.dtype)
+        by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
+        stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
+        return gram_schmidt_solve(stack / by) / size
+    # As in `triangular_stack_qr`: the larger rows on top.
+    swapped = root > largest
+    root_eye = root.astype(st.dtype) * eye
     if n <= _dense:
-        householder, _ = householder_qr(jnp.concatenate([top, bottom], axis=1).T)
+        three = jnp.concatenate([root_eye, st, root_eye], axis=1)
+        start = jnp.where(swapped, 0, n)
+        stack = lax.dynamic_slice_in_dim(three, start, n + k, axis=1)
+        householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
+    top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
     rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
+
+
+def gram_schmidt_solve(columns: Inexact[Array, "n_plus_1 k"]) -> Inexact[Array, " n"]:
+    """argmin ‖A x − b‖ for few columns: [A b]ᵀ, by the modified Gram–Schmidt method.
+
+    Two operations a column, unrolled, where LAPACK's calls take longer than the
+    arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
+    b is treated as a further column. Squares must neither under- nor overflow.
+
+    Source: Björck, *Solving linear least squares problems by Gram–Schmidt
+    orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
+    """
+    n = columns.shape[0] - 1
+    rows = []  # of [R c], divided by their diagonals
+    for _ in range(n):
+        pivot, rest = columns[0], columns[1:]
+        products = matmul(columns, jnp.conj(pivot))
+        row = products[1:] / products[0]
+        rows.append(row)
+        columns = rest - row[:, None] * pivot[None]
+    x = []
+    for row in reversed(rows):
+        known = zip(row[:-1], reversed(x))
+        x.append(
+            row[-1] - sum((r * value for r, value in known), jnp.zeros_like(row[0]))
+        )
+    return jnp.stack(x[::-1])

@@ -115,7 +115,7 @@ def as_operator(
 
 
 class _State(eqx.Module, Generic[_Problem]):
-    """What is kept between acceptances. Nothing in it is of size m if m ≥ n."""
+    """What is kept between acceptances. Of size m if m < n or if J is small."""
 
     problem: _Problem
     finite: Bool[Array, ""]

@@ -14,6 +14,7 @@ from .descent import (
     DampedNewtonDescent,
     IndirectDampedNewtonDescent,
 )
+from .iteration import AbstractFactorisedGaussNewton
 from .trust_region import GainRatioTrustRegion, ScaledTrustRegionDescent
 
 
@@ -37,7 +38,7 @@ def _scaled(scale: Literal["jacobian"] | None, descent: AbstractFactorisedDescen
     raise ValueError(f"`scale` must be `None` or 'jacobian', but is {scale!r}.")
 
 
-class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
+class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
     """The Levenberg–Marquardt method, which factorises once a point.
 
     Solves min ½ ‖r(y)‖² for m residuals of n parameters. With the default settings it
@@ -112,7 +113,7 @@ class LevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         self.verbose = _verbose(verbose)
 
 
-class IndirectLevenbergMarquardt(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
+class IndirectLevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
     """The Levenberg–Marquardt method in a trust region, which factorises once a point.
 
     As `optimistix.IndirectLevenbergMarquardt`: the length of a step is given, and

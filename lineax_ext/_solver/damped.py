@@ -77,7 +77,7 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
         **Returns:**
 
         A function from λ to x, and a pytree of arrays: free of ones of size m if
-        m ≥ n, for the solvers of this package.
+        m ≥ n, for the solvers of this package, and A is not small.
         """
         return _Path(self, self.init(operator, {}), vector)
 
@@ -261,12 +261,15 @@ def condensed(
     vector: PyTree[Array],
     sharding: NamedSharding | None,
     solver: str,
-) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    *,
+    triangle: bool = True,
+) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
     """As `condense`, of a tall operator and a right-hand side."""
     rows = find_rows(sharding, operator, solver)
     matrix = frozen_matrix(operator, solver, rows)
     if rows is None:
-        return condense(matrix, ravel(vector).astype(matrix.dtype))
+        rhs = ravel(vector).astype(matrix.dtype)
+        return condense(matrix, rhs, triangle=triangle)
     return condense_rows(matrix, rows.blocks(vector).astype(matrix.dtype), rows)
 
 

@@ -16,6 +16,7 @@ from .._factor.householder import (
 )
 from .._factor.rank import default_rcond, is_singular
 from .._factor.triangular_stack import (
+    is_small,
     solve_condensed,
     triangular_stack_qr,
     TriangularStackQR,
@@ -70,10 +71,12 @@ class DampedQRState(eqx.Module):
     stacked: bool = eqx.field(static=True)
 
 
-class _TallPath(eqx.Module):
-    st: Inexact[Array, "n n"]
-    c: Inexact[Array, " n"]
+class TallPath(eqx.Module):
+    st: Inexact[Array, "n k"]
+    c: Inexact[Array, " k"]
     in_structure: FrozenStructure = eqx.field(static=True)
+    # Whether these are Aᵀ and b themselves.
+    whole: bool = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
         real = jnp.finfo(self.st.dtype).dtype
@@ -178,10 +181,12 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
         return dataclasses.replace(_damp(state, new), stacked=True)
 
     def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
-        if operator.out_size() < operator.in_size() and self.rows is None:
+        m, n = operator.out_size(), operator.in_size()
+        if m < n and self.rows is None:
             return super().path(operator, vector)
-        st, c = condensed(operator, vector, self.rows, "DampedQR")
-        return _TallPath(st, c, freeze(operator.in_structure()))
+        st, c = condensed(operator, vector, self.rows, "DampedQR", triangle=False)
+        whole = self.rows is None and is_small(m, n)
+        return TallPath(st, c, freeze(operator.in_structure()), whole)
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         return DampedSVD(rows=self.rows).spectrum(operator, vector)

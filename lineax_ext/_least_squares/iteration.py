@@ -1,0 +1,169 @@
+"""The iteration of optimistix's Gauss–Newton methods, where the Jacobian is small."""
+
+import dataclasses
+import functools as ft
+from typing import Any, TypeVar
+
+import equinox as eqx
+import jax
+import jax.lax as lax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Inexact, PyTree
+
+from .._factor.product import matmul
+from .._flat import ravel
+from .._materialise import as_matrix
+from .._solver.damped_qr import TallPath
+from .._solver.damped_sparse import DampedSparse
+from .descent import AbstractFactorisedDescent
+
+
+_Y = TypeVar("_Y")
+_Out = TypeVar("_Out")
+_Aux = TypeVar("_Aux")
+
+# The most entries of a Jacobian that is kept. A larger one is better not held twice.
+_largest = 2**16
+
+
+class _Kept(eqx.Module):
+    """What stands for `f_info` in the state: Jᵀ, whose rows are what is made."""
+
+    residual: PyTree[Array]
+    jt: Inexact[Array, "n m"]
+
+
+class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
+    """`optimistix.AbstractGaussNewton`, with small steps that cost less.
+
+    The same iteration, state and results. But where J has few entries, the state holds
+    J in place of a function for its columns. Such a function closes over whatever the
+    residuals went through, and to choose between the ones at two points takes a copy of
+    each: more than the arithmetic of a small step.
+    """
+
+    def _keeps(self, y: PyTree, f_info: Any) -> bool:
+        solver = getattr(self.descent, "linear_solver", None)
+        dtypes = {x.dtype for x in jax.tree.leaves((y, f_info.residual))}
+        return (
+            isinstance(self.descent, AbstractFactorisedDescent)
+            and isinstance(f_info.jac, lx.FunctionLinearOperator)
+            and not isinstance(solver, DampedSparse)
+            and getattr(solver, "rows", None) is None
+            and len(dtypes) == 1
+            and f_info.jac.out_size() * f_info.jac.in_size() <= _largest
+        )
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
+        if not self._keeps(y, state.f_info):
+            return state
+        f_info = state.f_info
+        shape = f_info.jac.in_size(), f_info.jac.out_size()
+        kept: Any = _Kept(f_info.residual, jnp.zeros(shape, ravel(y).dtype))
+        return dataclasses.replace(state, f_info=kept)
+
+    def step(self, fn, y, args, options, state, tags):
+        if not isinstance(state.f_info, _Kept):
+            return super().step(fn, y, args, options, state, tags)
+        f, jt = state.f_info.residual, state.f_info.jt
+        f_eval, columns, aux_eval = jax.linearize(
+            lambda y: fn(y, args), state.y_eval, has_aux=True
+        )
+        flat: Any = ravel(y)
+        flat_eval: Any = ravel(state.y_eval)
+
+        # A product with Jᵀ as it lies there.
+        product = lx.FunctionLinearOperator(
+            lambda x, jt=jt: matmul(x, jt), jax.eval_shape(lambda: flat_eval)
+        )
+        f_info, f_eval_info = _info(f, product), _info(f_eval, product)
+        step_size, accept, search_result, search_state = self.search.step(
+            state.first_step, flat, flat_eval, f_info, f_eval_info,
+            state.search_state,
+        )  # fmt: skip
+        loss, loss_eval = f_info.as_min(), f_eval_info.as_min()
+        settled = self._settled(state.y_eval, f_eval, y, f)
+        choose = ft.partial(jnp.where, accept)
+        finite = choose(jnp.isfinite(loss_eval), jnp.isfinite(loss))
+
+        # Where no factor is kept, all but J is chosen more cheaply than by a branch.
+        problem = state.descent_state.problem
+        whole = isinstance(problem, TallPath) and problem.whole
+        dynamic, static = eqx.partition(state.descent_state, eqx.is_array)
+
+        def accepted(dynamic):
+            jac = lx.FunctionLinearOperator(columns, jax.eval_shape(lambda: y))
+            matrix = as_matrix(jac)
+            if not whole:
+                info = _info(f_eval, lx.MatrixLinearOperator(matrix))
+                descent_state = eqx.combine(dynamic, static)
+                descent_state = self.descent.query(flat_eval, info, descent_state)
+                dynamic = eqx.filter(descent_state, eqx.is_array)
+            return matrix.T, dynamic
+
+        jt, dynamic = lax.cond(accept, accepted, lambda x: (jt, x), dynamic)
+        last = y, f, state.aux
+        y, f, aux = jax.tree.map(choose, (state.y_eval, f_eval, aux_eval), last)
+        descent_state = eqx.combine(dynamic, static)
+        if whole:
+            info = _info(f, lx.MatrixLinearOperator(jt.T))
+            flat = ravel(y)
+            descent_state = self.descent.query(flat, info, descent_state)
+        descent_state = dataclasses.replace(descent_state, finite=finite)
+
+        self.verbose(
+            num_steps=("Step", state.num_steps),
+            accepted_steps=("Accepted steps", state.num_accepted_steps),
+            steps_since_acceptance=(
+                "Steps since acceptance",
+                state.num_steps_since_acceptance,
+            ),
+            loss_this_step=("Loss on this step", loss_eval),
+            loss_last_accepted_step=("Loss on the last accepted step", loss),
+            step_size=("Step size", step_size),
+            y=("y", state.y_eval),
+            y_last_accepted_step=("y on the last accepted step", y),
+        )
+
+        # As optimistix: the one at the point before.
+        last_aux = jax.tree.map(
+            lambda x, last: jnp.where(state.first_step, x, last), aux, state.aux
+        )
+        descent, descent_result = self.descent.step(step_size, descent_state)
+        results: Any = optx.RESULTS
+        successful = search_result == results.successful
+        state = dataclasses.replace(
+            state,
+            first_step=jnp.array(False),
+            y_eval=jax.tree.map(jnp.add, y, descent),
+            search_state=search_state,
+            f_info=_Kept(f, jt),
+            aux=aux,
+            descent_state=descent_state,
+            terminate=accept & settled,
+            result=results.where(successful, descent_result, search_result),
+            num_steps=state.num_steps + 1,
+            num_accepted_steps=state.num_accepted_steps + jnp.where(accept, 1, 0),
+            num_steps_since_acceptance=jnp.where(
+                accept, 0, state.num_steps_since_acceptance + 1
+            ),
+        )
+        return y, state, last_aux
+
+    def _settled(self, y: PyTree, f: PyTree, last_y: PyTree, last_f: PyTree):
+        """Whether ‖y − y₋‖ and ‖f − f₋‖ are within the tolerances."""
+
+        def ratio(x, last):
+            return jnp.abs(x - last) / (self.atol + self.rtol * jnp.abs(x))
+
+        changes = (jax.tree.map(ratio, y, last_y), jax.tree.map(ratio, f, last_f))
+        settled_y, settled_f = (self.norm(change) < 1 for change in changes)
+        return settled_y & settled_f
+
+
+def _info(f: PyTree[Array], jac: lx.AbstractLinearOperator):
+    """Flat."""
+    return optx.FunctionInfo.ResidualJac(ravel(f), jac)
