@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from .._factor.sparse import Symbolic
+from .._factor.sparse import Scalar, Symbolic
 
 
 class Cost(NamedTuple):
@@ -81,6 +81,16 @@ def multifrontal(symbolic: Symbolic) -> Cost:
 def multifrontal_at_least(n: int) -> Cost:
     """Of a tree, of which nothing fills in."""
     return Cost(300 + 0.5 * n, 100 + 0.02 * n)
+
+
+def entry_by_entry(plan: Scalar) -> Cost:
+    """Loops of that many operations, and what is around them: scales, sizes."""
+    return Cost(40 * _COMPILED + 0.011 * len(plan), 20 + 0.01 * plan.fill)
+
+
+def sparse_at_least(n: int) -> Cost:
+    """Of a tree, of which nothing fills in, entry by entry."""
+    return Cost(40 * _COMPILED + 0.05 * n, 20 + 0.03 * n)
 
 
 def products(count: int) -> float:

@@ -19,8 +19,11 @@ class Sparse(AbstractArrangement):
         """`definite`: 1, −1 or 0, positive or negative definite, or neither."""
         self.key = pattern, definite
         self.sign = definite or 1
-        self.symbolic = sparse.analyse(pattern, definite != 0)
-        self.cost = cost.multifrontal(self.symbolic)
+        self.symbolic = sparse.plan(pattern, definite != 0)
+        price = cost.multifrontal
+        if isinstance(self.symbolic, sparse.Scalar):
+            price = cost.entry_by_entry
+        self.cost = price(self.symbolic)
 
     @classmethod
     def analyse(cls, pattern, definite=0):

@@ -5,11 +5,9 @@ irregular happens in `analyse`, in NumPy; what remains is dense algebra on batch
 small matrices.
 """
 
-from .numeric import (
-    determinant as determinant,
-    factor as factor,
-    Factors as Factors,
-)
+from .factor import factor as factor, plan as plan
+from .numeric import determinant as determinant, Factors as Factors
+from .scalar import Scalar as Scalar
 from .selected import selected_inverse as selected_inverse
 from .solve import solve as solve
 from .symbolic import analyse as analyse, Symbolic as Symbolic

@@ -13,8 +13,9 @@ import scipy.sparse.linalg as spl
 from .tree import Tree
 
 
-def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
-    """A tree of supernodes, and of each the number of those in its boundary.
+def ordered(graph: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order, and the entries that the factor has below its diagonal: their rows,
+    and their columns, by column.
 
     SuperLU orders and factorises a matrix of that graph, of which no entry cancels:
     the fill is read off its factor.
@@ -29,6 +30,8 @@ def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
     - `graph`: symmetric, without a diagonal.
     """
     n = graph.shape[0]
+    if n == 0:
+        return (np.zeros(0, np.int64),) * 3
     shape = graph.shape
     ones = np.ones(len(graph.indices))
     off = sp.csc_array((ones, graph.indices, graph.indptr), shape=shape)
@@ -39,16 +42,29 @@ def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
         options={"SymmetricMode": True},
     )
     lower = sp.csc_array(factors.L)
-    count = np.diff(lower.indptr) - 1
-    rows, cols = lower.indices, np.repeat(np.arange(n), count + 1)
+    rows, cols = lower.indices, np.repeat(np.arange(n), np.diff(lower.indptr))
     below = rows > cols
+    rows, cols = rows[below].astype(np.int64), cols[below]
+    by_column = np.lexsort((rows, cols))
+    return np.argsort(factors.perm_c), rows[by_column], cols[by_column]
+
+
+def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
+    """A tree of supernodes, and of each the number of those in its boundary.
+
+    **Arguments:**
+
+    - `graph`: symmetric, without a diagonal.
+    """
+    n = graph.shape[0]
+    order, rows, cols = ordered(graph)
+    count = np.bincount(cols, minlength=n)
     parent = np.full(n, n)
-    np.minimum.at(parent, cols[below], rows[below])
+    np.minimum.at(parent, cols, rows)
     # A column joins the one before it if that one has its rows, and itself, alone.
     joins = (parent[:-1] == np.arange(1, n)) & (count[:-1] == count[1:] + 1)
     starts = np.flatnonzero(np.append(True, ~joins))
     ends = np.append(starts[1:], n)
     node = np.append(np.repeat(np.arange(len(starts)), ends - starts), -1)
-    order = np.argsort(factors.perm_c)
     members = np.split(order, starts[1:])
     return Tree(members, node[parent[ends - 1]]), count[ends - 1]

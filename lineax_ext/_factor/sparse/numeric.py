@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..product import matmul
-from .entries import greatest, layouts, reduce_rows, RowLayout
+from .entries import layouts, reduce_rows
 from .lanes import in_lanes
 from .packed import Blocks, packed
 from .pivot_block import invert, signs
+from .scaling import equilibrated
 from .schedule import Class
 from .symbolic import Symbolic
 
@@ -40,28 +41,19 @@ class Factors(eqx.Module):
     failed: Bool[Array, ""]
 
 
-def factor(symbolic: Symbolic, values: Inexact[Array, " entries"]) -> Factors:
-    """The factors of the matrix with these values, in the order of the pattern.
-
-    Cost: O(flops) of `symbolic`; memory O(fill).
-    """
-    # Outside of `jit`, constants come back as numbers of Python.
-    return jax.tree_util.tree_map(jnp.asarray, _apply(symbolic)(values))
-
-
 @ft.lru_cache(maxsize=128)
-def _apply(symbolic: Symbolic):
+def factoring(symbolic: Symbolic):
     return in_lanes(ft.partial(_factor, symbolic))
 
 
 def _factor(symbolic: Symbolic, values: Array) -> Factors:
-    row_scale, col_scale = _equilibrate(symbolic, values)
     pattern, plan = symbolic.pattern, symbolic.schedule
-    scale = row_scale[pattern.rows] * col_scale[pattern.cols]
-    scaled = values * scale.astype(values.dtype)
-    by_row, by_col = (
-        greatest(reduce_rows(layout, jnp.abs(scaled), jnp.sum))
-        for layout in layouts(pattern)
+
+    def reduced(axis, x, how):
+        return reduce_rows(layouts(pattern)[axis], x, how)
+
+    scaled, row_scale, col_scale, norms = equilibrated(
+        pattern, values, symbolic.symmetric, reduced
     )
     # Relative to the largest entry, which is about one.
     eps = float(jnp.finfo(row_scale.dtype).eps)
@@ -82,7 +74,7 @@ def _factor(symbolic: Symbolic, values: Array) -> Factors:
         values,
         row_scale,
         col_scale,
-        (by_row, by_col),
+        norms,
         packed(symbolic, store),
         tuple(marks),
         raised,
@@ -148,68 +140,3 @@ def _eliminate(kind: Class, store, least, symmetric: bool):
     steps = np.arange(kind.steps, dtype=np.int32)
     x = (steps, kind.pivots, kind.chunks[:-1], kind.chunks[1:], kind.sizes)
     return lax.scan(step, store, jax.tree_util.tree_map(jnp.asarray, x))
-
-
-def _equilibrate(symbolic: Symbolic, values: Array) -> tuple[Array, Array]:
-    """Powers of two, by which the largest entry of each row and column becomes about
-    one.
-
-    Curtis, Reid: On the automatic scaling of matrices for Gaussian elimination. IMA
-    Journal of Applied Mathematics 10, 1972, doi:10.1093/imamat/10.1.118
-    """
-    pattern = symbolic.pattern
-    n = pattern.shape[0]
-    magnitude = jnp.abs(values)
-    if len(pattern) == 0:
-        return jnp.ones((n,), magnitude.dtype), jnp.ones((n,), magnitude.dtype)
-    by_row, by_col = layouts(pattern)
-    if symbolic.symmetric:
-        # That of the diagonal: what is left of a positive definite matrix is below one.
-        on = pattern.rows == pattern.cols
-        diagonal = jnp.zeros((n,), magnitude.dtype)
-        at = np.flatnonzero(on)
-        diagonal = diagonal.at[pattern.rows[at]].set(magnitude[at], unique_indices=True)
-        scale = _power_of_two(jnp.sqrt(diagonal))
-        return scale, scale
-    # Rows and columns take turns to have logarithms of mean zero, until it changes no
-    # more: then the two of them are told apart, however far they are from one.
-    there = (magnitude > 0) & jnp.isfinite(magnitude)
-    logs = jnp.log2(jnp.where(there, magnitude, 1))
-    there = there.astype(logs.dtype)
-    row_count = jnp.maximum(reduce_rows(by_row, there, jnp.sum), 1)
-    col_count = jnp.maximum(reduce_rows(by_col, there, jnp.sum), 1)
-
-    def sweep(state):
-        _, before, _, count = state
-        inside = (logs - before[pattern.cols]) * there
-        row = reduce_rows(by_row, inside, jnp.sum) / row_count
-        inside = (logs - row[pattern.rows]) * there
-        col = reduce_rows(by_col, inside, jnp.sum) / col_count
-        return row, col, jnp.max(jnp.abs(col - before)), count + 1
-
-    zeros = jnp.zeros((n,), logs.dtype)
-    row, col, _, _ = lax.while_loop(
-        lambda state: (state[2] > 4) & (state[3] < 20),
-        sweep,
-        (zeros, zeros, jnp.asarray(jnp.inf, logs.dtype), jnp.int32(0)),
-    )
-    # And at last, the largest entry of each is about one.
-    logs = jnp.where(there > 0, logs, -jnp.inf)
-    row = _largest(by_row, logs - col[pattern.cols])
-    col = _largest(by_col, logs - row[pattern.rows])
-    return jnp.exp2(-row), jnp.exp2(-col)
-
-
-def _largest(layout: RowLayout, logs: Array) -> Array:
-    """The largest of each row, rounded; 0 where there is none."""
-    low = jnp.asarray(-1e4, logs.dtype)
-    # `reduce_rows` pads by zeros.
-    out = reduce_rows(layout, jnp.maximum(logs - low, 0), jnp.max)
-    return jnp.where(out > 0, jnp.round(out + low), 0)
-
-
-def _power_of_two(x: Array) -> Array:
-    """The power of two next to 1 / x; 1 where there is none."""
-    usable = (x > 0) & jnp.isfinite(x)
-    exponent = jnp.round(jnp.log2(jnp.where(usable, x, 1)))
-    return jnp.where(usable, jnp.exp2(-exponent), 1)

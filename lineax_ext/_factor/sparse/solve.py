@@ -11,6 +11,7 @@ from ..sparse_product import sparse_product
 from .entries import greatest
 from .lanes import in_lanes
 from .numeric import Factors
+from .scalar import Scalar, ScalarFactors, substitute as one_by_one
 from .substitute import substitute
 from .symbolic import Symbolic
 
@@ -20,8 +21,8 @@ _PLAIN = 2  # of which these are refinement
 
 
 def solve(
-    symbolic: Symbolic,
-    factors: Factors,
+    symbolic: Symbolic | Scalar,
+    factors: Factors | ScalarFactors,
     b: Inexact[Array, "n columns"],
     *,
     transpose: bool = False,
@@ -47,7 +48,7 @@ def solve(
 
 
 @ft.lru_cache(maxsize=128)
-def _columns(symbolic: Symbolic, transpose: bool):
+def _columns(symbolic: Symbolic | Scalar, transpose: bool):
     """JAX's own rule for `while_loop` would do, but leave vectors apart: a product with
     each of them in place of one with all."""
 
@@ -72,7 +73,12 @@ def _columns(symbolic: Symbolic, transpose: bool):
     return apply
 
 
-def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
+def _corrected(
+    symbolic: Symbolic | Scalar,
+    factors: Factors | ScalarFactors,
+    b: Array,
+    transpose: bool,
+):
     """Iterative refinement that becomes GMRES when it is not enough.
 
     With z = M⁻¹ r and w = A z, M being what was factorised, refinement adds z to x.
@@ -91,6 +97,11 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
     row_scale, col_scale = row_scale[:, None], col_scale[:, None]
     size_of_b = greatest(jnp.abs(b) * row_scale)
 
+    if isinstance(factors, ScalarFactors):
+        precondition = ft.partial(one_by_one, symbolic, factors, transpose=transpose)
+    else:
+        precondition = ft.partial(substitute, symbolic, factors, transpose=transpose)
+
     def multiply(x):
         return sparse_product(factors.values, symbolic.pattern, x, transpose)
 
@@ -103,7 +114,7 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
 
     def correct(state):
         x, residual, (least, size_of_x), history, count = state
-        z = substitute(symbolic, factors, residual, transpose)
+        z = precondition(residual)
 
         def krylov():
             zs, ws = history[:, 0], history[:, 1]
@@ -137,10 +148,21 @@ def _corrected(symbolic: Symbolic, factors: Factors, b: Array, transpose: bool):
         size_of_x = jnp.where(better, size_of_new, size_of_x)
         return x, residual, (error, size_of_x), history, count + 1
 
-    history = jnp.zeros((_MOST - _PLAIN, 2, *b.shape), b.dtype)
-    infinite = jnp.full(b.shape[1:], jnp.inf, real)
-    none = jnp.zeros_like(infinite)
-    state = (jnp.zeros_like(b), b, (infinite, none), history, jnp.int32(0))
-    x, _, (error, size_of_x), _, _ = lax.while_loop(unfinished, correct, state)
+    def corrected():
+        history = jnp.zeros((_MOST - _PLAIN, 2, *b.shape), b.dtype)
+        infinite = jnp.full(b.shape[1:], jnp.inf, real)
+        none = jnp.zeros_like(infinite)
+        state = (jnp.zeros_like(b), b, (infinite, none), history, jnp.int32(0))
+        x, _, (error, size_of_x), _, _ = lax.while_loop(unfinished, correct, state)
+        return x, error <= 64 * eps, size_of_x
+
+    def substituted():
+        x = precondition(b)
+        return x, jnp.ones(b.shape[1:], bool), size(x)
+
+    if isinstance(factors, ScalarFactors):
+        x, good, size_of_x = lax.cond(factors.sound, substituted, corrected)
+    else:
+        x, good, size_of_x = corrected()
     # A solution that large is one of a matrix nearby: that of A does not exist.
-    return x, (error <= 64 * eps) & (16 * eps * size_of_x <= size_of_b)
+    return x, good & (16 * eps * size_of_x <= size_of_b)

@@ -9,7 +9,8 @@ from jaxtyping import Array, Inexact
 
 from ..sparse_product import sparse_product
 from ..with_determinant import Factored, slogdet_tangents
-from .numeric import determinant, factor, Factors
+from .factor import factor
+from .numeric import determinant, Factors
 from .selected import selected_inverse
 from .solve import solve
 from .symbolic import Symbolic

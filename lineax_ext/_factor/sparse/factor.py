@@ -1,0 +1,45 @@
+"""Values in, factors out, by whichever way suits the pattern."""
+
+import functools as ft
+from typing import overload
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact
+
+from ..._structure.pattern import Pattern
+from .numeric import factoring, Factors
+from .scalar import factoring as scalar_factoring, list_of, Scalar, ScalarFactors
+from .symbolic import analyse, Symbolic
+
+
+@ft.lru_cache(maxsize=64)
+def plan(pattern: Pattern, symmetric: bool = False) -> Symbolic | Scalar:
+    """Entry by entry on a CPU if that takes some milliseconds at most, or by fronts.
+
+    Raises as `analyse`.
+    """
+    if jax.default_backend() == "cpu" and pattern.shape[0] == pattern.shape[1]:
+        scalar = list_of(pattern, symmetric)
+        if scalar is not None:
+            return scalar
+    return analyse(pattern, symmetric)
+
+
+@overload
+def factor(symbolic: Symbolic, values: Array) -> Factors: ...
+@overload
+def factor(symbolic: Scalar, values: Array) -> ScalarFactors: ...
+def factor(
+    symbolic: Symbolic | Scalar, values: Inexact[Array, " entries"]
+) -> Factors | ScalarFactors:
+    """The factors of the matrix with these values, in the order of the pattern.
+
+    Cost: O(flops) of `symbolic`; memory O(fill).
+    """
+    if isinstance(symbolic, Scalar):
+        out = scalar_factoring(symbolic)(values)
+    else:
+        out = factoring(symbolic)(values)
+    # Outside of `jit`, constants come back as numbers of Python.
+    return jax.tree_util.tree_map(jnp.asarray, out)

@@ -1,0 +1,182 @@
+"""LU entry by entry, against dense NumPy."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lineax_ext import Pattern
+from lineax_ext._factor import sparse
+from lineax_ext._factor.sparse import scalar
+
+
+WAYS = ((False, False), (True, False), (False, True), (True, True))
+
+
+def random(n, seed, dtype=np.float64, dominant=False):
+    """Unsymmetric, with zeros on the diagonal unless it is dominant."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random((n, n)) < 3 / n
+    mask[np.arange(n), rng.permutation(n)] = True  # regular, with probability one
+    matrix = rng.normal(size=(n, n)).astype(dtype)
+    if np.issubdtype(dtype, np.complexfloating):
+        matrix = matrix + 1j * rng.normal(size=(n, n))
+    matrix = np.where(mask, matrix, 0)
+    return matrix + dominant * np.diag(np.sum(np.abs(matrix), axis=1) + 1)
+
+
+def tree(n, seed):
+    """Symmetric positive definite: that of a graph without circles."""
+    rng = np.random.default_rng(seed)
+    matrix = 0.1 * np.eye(n)
+    for i in range(1, n):
+        parent, weight = rng.integers(0, i), rng.uniform(0.5, 1)
+        matrix[i, parent] = matrix[parent, i] = -weight
+        matrix[[i, parent], [i, parent]] += weight
+    return matrix
+
+
+def apart(matrix):
+    rows, cols = np.nonzero(matrix)
+    return Pattern(rows, cols, matrix.shape), jnp.asarray(matrix[rows, cols])
+
+
+def planned(pattern, symmetric=False):
+    plan = scalar.list_of(pattern, symmetric)
+    assert plan is not None
+    return plan
+
+
+@eqx.filter_jit
+def solutions(plan, values, b):
+    factors = sparse.factor(plan, values)
+    found = [sparse.solve(plan, factors, b, transpose=t, conj=c) for t, c in WAYS]
+    return found, factors.sound
+
+
+def check(matrix, symmetric=False, tolerance=1e-10, columns=1):
+    pattern, values = apart(matrix)
+    b = np.random.default_rng(7).normal(size=(len(matrix), columns))
+    b = b.astype(matrix.dtype)
+    found, sound = solutions(planned(pattern, symmetric), values, b)
+    for (x, good), (transpose, conj) in zip(found, WAYS):
+        a = matrix.astype(np.result_type(matrix.dtype, np.float64))
+        a = a.T if transpose else a
+        expected = np.linalg.solve(np.conj(a) if conj else a, b)
+        assert good.all()
+        error = np.max(np.abs(x - expected)) / np.max(np.abs(expected))
+        assert error < tolerance
+    return bool(sound)
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+def test_random(dtype):
+    assert not check(random(80, 0, dtype))  # it was refined
+    assert check(random(80, 1, dtype, dominant=True))  # there was no need
+
+
+def test_float32():
+    check(random(60, 2, np.float32, dominant=True), tolerance=1e-4)
+
+
+def test_several_columns():
+    check(random(30, 3, dominant=True), columns=3)
+
+
+def test_definite():
+    matrix = tree(60, 4)
+    assert check(matrix, symmetric=True)
+    pattern, values = apart(matrix)
+    assert sparse.factor(planned(pattern, True), -values).failed
+
+
+@pytest.mark.parametrize("n", (0, 1, 2))
+def test_tiny(n):
+    plan = planned(Pattern(*np.nonzero(np.ones((n, n))), (n, n)))
+    values = jnp.arange(1.0, n**2 + 1)
+    x, good = sparse.solve(plan, sparse.factor(plan, values), jnp.ones((n, 1)))
+    a = np.asarray(values).reshape(n, n)
+    np.testing.assert_allclose(x, np.linalg.solve(a, np.ones((n, 1))), rtol=1e-12)
+    assert good.all()
+
+
+def test_badly_scaled():
+    """Scales of rows and columns change no digit, and no flag."""
+    matrix = random(60, 5)
+    rows, cols = 2.0 ** np.random.default_rng(6).integers(-120, 120, (2, 60))
+    pattern, values = apart(matrix)
+    b = np.random.default_rng(8).normal(size=(60, 1))
+    plan = planned(pattern)
+    scaled = values * rows[pattern.rows] * cols[pattern.cols]
+    ((x, good), *_), _ = solutions(plan, scaled, b * rows[:, None])
+    assert good.all()
+    expected = np.linalg.solve(matrix, b)
+    np.testing.assert_allclose(x * cols[:, None], expected, rtol=1e-9)
+
+
+def test_raised_pivot():
+    """Zero, by its value: of a matrix that is far from singular."""
+    matrix = random(40, 9, dominant=True)
+    matrix[3] = matrix[:, 3] = 0
+    matrix[3, 7] = matrix[7, 3] = 1
+    rows, cols = np.nonzero(matrix + np.eye(40))
+    pattern = Pattern(rows, cols, matrix.shape)
+    values, b = jnp.asarray(matrix[rows, cols]), np.ones((40, 1))
+    ((x, good), *_), sound = solutions(planned(pattern), values, b)
+    assert good.all() and not sound
+    np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-9)
+
+
+@pytest.mark.parametrize("bad", ("dependent", "nan", "inf"))
+def test_singular(bad):
+    matrix = random(40, 10, dominant=True)
+    if bad == "dependent":
+        matrix[5] = 2 * matrix[8]
+    else:
+        matrix[5, 5] = float(bad)
+    pattern, values = apart(matrix)
+    found, _ = solutions(planned(pattern), values, np.ones((40, 1)))
+    assert not any(good.any() for _, good in found)
+
+
+def test_vmap():
+    """Over values, over vectors, and over both."""
+    matrices = [random(30, 11, dominant=True) * scale for scale in (1, 2.0)]
+    pattern, first = apart(matrices[0])
+    plan = planned(pattern)
+    values = jnp.stack([first, 2 * first])
+    b = np.random.default_rng(12).normal(size=(2, 3, 30))
+
+    def solve(values, b):
+        x, good = sparse.solve(plan, sparse.factor(plan, values), b[:, None])
+        return x[:, 0], good[0]
+
+    x, good = jax.jit(jax.vmap(jax.vmap(solve, (None, 0))))(values, b)
+    assert good.all()
+    for i, matrix in enumerate(matrices):
+        np.testing.assert_allclose(x[i].T, np.linalg.solve(matrix, b[i].T), rtol=1e-10)
+
+
+def test_which_way(monkeypatch):
+    """Little that fills in, on a CPU; all else by fronts."""
+    assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
+    full = Pattern(*np.indices((150, 150)).reshape(2, -1), (150, 150))
+    assert scalar.list_of(full) is None  # of a million operations
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    sparse.plan.cache_clear()
+    assert isinstance(sparse.plan(apart(tree(100, 13))[0]), sparse.Symbolic)
+    sparse.plan.cache_clear()
+    with pytest.raises(ValueError, match="is singular"):
+        scalar.list_of(Pattern([0, 1, 1], [0, 0, 0], (2, 2)))
+
+
+def test_value_semantics():
+    pattern, _ = apart(tree(50, 14))
+    again = Pattern(pattern.rows.copy(), pattern.cols.copy(), pattern.shape)
+    plan = planned(pattern)
+    scalar.list_of.cache_clear()
+    assert plan == planned(again) and hash(plan) == hash(planned(again))
+    assert plan != planned(pattern, True)
+    # A tree fills in nowhere: an operation a pivot, and two a branch.
+    assert len(plan) == 50 + 2 * 49
