@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spl
 
 from lineax_ext import AutoStructuredLinearSolver, Pattern
-from lineax_ext._factor.sparse import analyse, factor, solve
+from lineax_ext._factor.sparse import factor, plan, solve
 
 from .harness import absent, Case, Goal, peer, Side
 
@@ -67,8 +67,8 @@ def _bratu(side: int) -> Case:
 def _cases(name: str, matrix: Any, batched: bool) -> Iterator[Case]:
     n = matrix.shape[0]
     pattern = Pattern.from_scipy(matrix)
-    symbolic = analyse(pattern)
-    definite = analyse(pattern, symmetric=True)
+    symbolic = plan(pattern)
+    definite = plan(pattern, symmetric=True)
     values = jnp.asarray(matrix.data)
     b = jnp.asarray(np.random.default_rng(0).normal(size=(n, 1)))
     label = f"{name}, n = {n}, {_fill(matrix, symbolic.fill)}"

@@ -65,7 +65,7 @@ def check(matrix, symmetric=False, tolerance=1e-10, columns=1):
         a = a.T if transpose else a
         expected = np.linalg.solve(np.conj(a) if conj else a, b)
         assert good.all()
-        error = np.max(np.abs(x - expected)) / np.max(np.abs(expected))
+        error = np.max(np.abs(np.asarray(x) - expected)) / np.max(np.abs(expected))
         assert error < tolerance
     return bool(sound)
 
@@ -128,15 +128,13 @@ def test_raised_pivot():
     np.testing.assert_allclose(x, np.linalg.solve(matrix, b), rtol=1e-9)
 
 
-@pytest.mark.parametrize("bad", ("dependent", "nan", "inf"))
+@pytest.mark.parametrize("bad", (0.0, np.nan, np.inf))
 def test_singular(bad):
-    matrix = random(40, 10, dominant=True)
-    if bad == "dependent":
-        matrix[5] = 2 * matrix[8]
-    else:
-        matrix[5, 5] = float(bad)
-    pattern, values = apart(matrix)
-    found, _ = solutions(planned(pattern), values, np.ones((40, 1)))
+    pattern, values = apart(random(40, 10, dominant=True))
+    own = pattern.rows == 5 if bad == 0 else (pattern.rows == 5) & (pattern.cols == 5)
+    values = jnp.where(own, bad, values)
+    b = np.random.default_rng(11).normal(size=(40, 1))
+    found, _ = solutions(planned(pattern), values, b)
     assert not any(good.any() for _, good in found)
 
 
@@ -163,6 +161,8 @@ def test_which_way(monkeypatch):
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
     full = Pattern(*np.indices((150, 150)).reshape(2, -1), (150, 150))
     assert scalar.list_of(full) is None  # of a million operations
+    many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
+    assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     sparse.plan.cache_clear()
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), sparse.Symbolic)
@@ -179,4 +179,4 @@ def test_value_semantics():
     assert plan == planned(again) and hash(plan) == hash(planned(again))
     assert plan != planned(pattern, True)
     # A tree fills in nowhere: an operation a pivot, and two a branch.
-    assert len(plan) == 50 + 2 * 49
+    assert plan.operations == 50 + 2 * 49

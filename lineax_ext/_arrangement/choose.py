@@ -41,9 +41,11 @@ def arrange(pattern: Pattern, definite: int = 0) -> AbstractArrangement:
         if best is not None and best.cost.total == 0:
             break
     assert best is not None
-    if best.cost.total > cost.sparse_at_least(pattern.shape[0]).total:
-        # Only then, as to analyse it takes up to a second.
-        found = Sparse.analyse(pattern, definite)
+    n = pattern.shape[0]
+    if best.cost.total > cost.sparse_at_least(n).total:
+        # Only then: to order takes tenths of a second, and fronts up to one.
+        fronts = best.cost.total > cost.multifrontal_at_least(n).total
+        found = Sparse.analyse(pattern, definite, fronts)
         if found is not None and found.cost.total < best.cost.total:
             best = found
     return best

@@ -85,7 +85,7 @@ def multifrontal_at_least(n: int) -> Cost:
 
 def entry_by_entry(plan: Scalar) -> Cost:
     """Loops of that many operations, and what is around them: scales, sizes."""
-    return Cost(40 * _COMPILED + 0.011 * len(plan), 20 + 0.01 * plan.fill)
+    return Cost(40 * _COMPILED + 0.011 * plan.operations, 20 + 0.01 * plan.fill)
 
 
 def sparse_at_least(n: int) -> Cost:

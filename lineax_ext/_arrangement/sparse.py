@@ -7,7 +7,8 @@ from .arrangement import AbstractArrangement
 
 
 class Sparse(AbstractArrangement):
-    """The multifrontal method, with pivoting inside of fronts: O(fill).
+    """Entry by entry where little fills in, on a CPU; elsewhere by the multifrontal
+    method, with pivoting inside of fronts: O(fill).
 
     LU, or Cholesky of a positive definite matrix. The analysis takes up to a second,
     and raises a `ValueError` for a pattern of which every matrix is singular.
@@ -26,8 +27,11 @@ class Sparse(AbstractArrangement):
         self.cost = price(self.symbolic)
 
     @classmethod
-    def analyse(cls, pattern, definite=0):
+    def analyse(cls, pattern, definite=0, fronts=True):
+        """`fronts`: whether those may be what it takes."""
         try:
+            if not fronts and sparse.entry_by_entry(pattern, definite != 0) is None:
+                return None
             return cls(pattern, definite)
         except ValueError:  # structurally singular: the dense matrix will say so
             return None

@@ -5,7 +5,7 @@ irregular happens in `analyse`, in NumPy; what remains is dense algebra on batch
 small matrices.
 """
 
-from .factor import factor as factor, plan as plan
+from .factor import entry_by_entry as entry_by_entry, factor as factor, plan as plan
 from .numeric import determinant as determinant, Factors as Factors
 from .scalar import Scalar as Scalar
 from .selected import selected_inverse as selected_inverse

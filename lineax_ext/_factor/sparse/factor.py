@@ -19,11 +19,13 @@ def plan(pattern: Pattern, symmetric: bool = False) -> Symbolic | Scalar:
 
     Raises as `analyse`.
     """
+    return entry_by_entry(pattern, symmetric) or analyse(pattern, symmetric)
+
+
+def entry_by_entry(pattern: Pattern, symmetric: bool) -> Scalar | None:
     if jax.default_backend() == "cpu" and pattern.shape[0] == pattern.shape[1]:
-        scalar = list_of(pattern, symmetric)
-        if scalar is not None:
-            return scalar
-    return analyse(pattern, symmetric)
+        return list_of(pattern, symmetric)
+    return None
 
 
 @overload

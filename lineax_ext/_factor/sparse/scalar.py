@@ -87,19 +87,24 @@ class Scalar:
     def __hash__(self):
         return hash((self.pattern, self.symmetric))
 
-    def __len__(self):
+    @property
+    def operations(self) -> int:
         return len(self.targets)
 
     def __repr__(self):
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
 
 
-_MOST = 600_000  # operations: some ms, and ten megabytes of indices
+_OPERATIONS = 600_000  # some ms, and ten megabytes of indices
+_FILL = (
+    100_000  # entries, a megabyte: beyond caches an operation takes ten times as long
+)
 
 
 @ft.lru_cache(maxsize=64)
 def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
-    """The operations of a factorisation, or `None` if they are too many.
+    """The operations of a factorisation, or `None` if they, or its entries, are too
+    many.
 
     Cost: that of a factorisation by SuperLU, for the ordering, and O(operations).
 
@@ -115,12 +120,11 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
     row_of = np.empty(n, np.int64)
     row_of[matched] = np.arange(n)
     graph = graph_of.graph(row_of[pattern.rows], pattern.cols, n)
-    # Cheaper than an ordering: what a matrix with so many entries takes at least.
-    if len(graph.indices) > _MOST:
+    if n + len(graph.indices) > _FILL:  # before anything is ordered
         return None
     order, rows, cols = ordered(graph)
     size = np.bincount(cols, minlength=n).astype(np.int64)
-    if (size**2 + size + 1).sum() > _MOST:
+    if n + 2 * len(rows) > _FILL or (size**2 + size + 1).sum() > _OPERATIONS:
         return None
     return Scalar(pattern, symmetric, matched, order, rows, cols)
 
@@ -154,7 +158,7 @@ def factoring(plan: Scalar):
 def _factor(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
     """A pivot that is too small is raised; rows do not change places.
 
-    Cost: 10 ns an operation, of which there are `len(plan)`.
+    Cost: 10 ns an operation, of which there are `plan.operations`.
     """
     n, count = plan.pattern.shape[0], len(plan.rows)
 
@@ -184,7 +188,7 @@ def _factor(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
         return lax.dynamic_update_index_in_dim(entries, x, targets[k], 0)
 
     if n > 0:
-        entries = lax.fori_loop(0, len(plan), step, entries)
+        entries = lax.fori_loop(0, plan.operations, step, entries)
     reciprocals = -entries[:n]
     lower, upper = entries[n : n + count], entries[n + count : plan.fill]
     right = upper
