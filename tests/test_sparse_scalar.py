@@ -1,5 +1,7 @@
 """LU entry by entry, against dense NumPy."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,12 +11,13 @@ import pytest
 from lineax_ext import Pattern
 from lineax_ext._factor import sparse
 from lineax_ext._factor.sparse import scalar
+from lineax_ext._structure.pattern import full
 
 
 WAYS = ((False, False), (True, False), (False, True), (True, True))
 
 
-def random(n, seed, dtype=np.float64, dominant=False):
+def random(n, seed, dtype: Any = np.float64, dominant=False):
     """Unsymmetric, with zeros on the diagonal unless it is dominant."""
     rng = np.random.default_rng(seed)
     mask = rng.random((n, n)) < 3 / n
@@ -93,7 +96,7 @@ def test_definite():
 
 @pytest.mark.parametrize("n", (0, 1, 2))
 def test_tiny(n):
-    plan = planned(Pattern(*np.nonzero(np.ones((n, n))), (n, n)))
+    plan = planned(full(n, n))
     values = jnp.arange(1.0, n**2 + 1)
     x, good = sparse.solve(plan, sparse.factor(plan, values), jnp.ones((n, 1)))
     a = np.asarray(values).reshape(n, n)
@@ -159,8 +162,7 @@ def test_vmap():
 def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
-    full = Pattern(*np.indices((150, 150)).reshape(2, -1), (150, 150))
-    assert scalar.list_of(full) is None  # of a million operations
+    assert scalar.list_of(full(150, 150)) is None  # of a million operations
     many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

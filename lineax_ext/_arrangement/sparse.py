@@ -21,10 +21,10 @@ class Sparse(AbstractArrangement):
         self.key = pattern, definite
         self.sign = definite or 1
         self.symbolic = sparse.plan(pattern, definite != 0)
-        price = cost.multifrontal
         if isinstance(self.symbolic, sparse.Scalar):
-            price = cost.entry_by_entry
-        self.cost = price(self.symbolic)
+            self.cost = cost.entry_by_entry(self.symbolic)
+        else:
+            self.cost = cost.multifrontal(self.symbolic)
 
     @classmethod
     def analyse(cls, pattern, definite=0, fronts=True):

@@ -31,7 +31,8 @@ def ordered(graph: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     n = graph.shape[0]
     if n == 0:
-        return (np.zeros(0, np.int64),) * 3
+        none = np.zeros(0, np.int64)
+        return none, none, none
     shape = graph.shape
     ones = np.ones(len(graph.indices))
     off = sp.csc_array((ones, graph.indices, graph.indptr), shape=shape)

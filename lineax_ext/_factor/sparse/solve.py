@@ -97,9 +97,11 @@ def _corrected(
     row_scale, col_scale = row_scale[:, None], col_scale[:, None]
     size_of_b = greatest(jnp.abs(b) * row_scale)
 
-    if isinstance(factors, ScalarFactors):
+    if isinstance(symbolic, Scalar):
+        assert isinstance(factors, ScalarFactors)
         precondition = ft.partial(one_by_one, symbolic, factors, transpose=transpose)
     else:
+        assert isinstance(factors, Factors)
         precondition = ft.partial(substitute, symbolic, factors, transpose=transpose)
 
     def multiply(x):
