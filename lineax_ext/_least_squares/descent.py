@@ -161,9 +161,9 @@ class AbstractFactorisedDescent(
         """The negative of a step."""
 
     def init(self, y: _Y, f_info_struct: Any) -> _State[_Problem]:
-        check_summable(f_info_struct.residual, type(self).__name__)
         # Not the shapes of `query`: tracing a Jacobian twice takes time.
         split = _is_split(f_info_struct)
+        check_summable(f_info_struct.residual, type(self).__name__)
         m, n = f_info_struct.jac.out_size(), f_info_struct.jac.in_size()
         dtype = result_dtype(f_info_struct.residual)
         if split:
