@@ -224,7 +224,9 @@ def condense(
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
-    if n <= _tall_block:
+    # A batch of LAPACK's waits for threads, which may wait, in a collective, for each
+    # other: two devices each of two processes came to a standstill.
+    if n <= _tall_block and jax.device_count() == 1:
         count = -(-columns.size // limit)
         size = -(-m // count)
         columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
