@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
 from ..._structure.pattern import Pattern
-from .numeric import factoring, Factors
-from .scalar import factoring as scalar_factoring, list_of, Scalar, ScalarFactors
+from .lanes import in_lanes
+from .numeric import factor_fronts, Factors
+from .scalar import factor_entries, list_of, Scalar, ScalarFactors
 from .symbolic import analyse, Symbolic
 
 
@@ -39,9 +40,12 @@ def factor(
 
     Cost: O(flops) of `symbolic`; memory O(fill).
     """
-    if isinstance(symbolic, Scalar):
-        out = scalar_factoring(symbolic)(values)
-    else:
-        out = factoring(symbolic)(values)
     # Outside of `jit`, constants come back as numbers of Python.
-    return jax.tree_util.tree_map(jnp.asarray, out)
+    return jax.tree_util.tree_map(jnp.asarray, _apply(symbolic)(values))
+
+
+@ft.lru_cache(maxsize=128)
+def _apply(symbolic: Symbolic | Scalar):
+    if isinstance(symbolic, Scalar):
+        return in_lanes(ft.partial(factor_entries, symbolic))
+    return in_lanes(ft.partial(factor_fronts, symbolic))

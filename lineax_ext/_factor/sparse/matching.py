@@ -1,5 +1,6 @@
 """The graph of a pattern, whose diagonal a matching has filled."""
 
+import functools as ft
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,23 @@ import scipy.sparse.csgraph as csgraph
 from ..._structure.pattern import Pattern
 
 
-def matched(pattern: Pattern) -> np.ndarray:
+@ft.lru_cache(maxsize=8)
+def matched_graph(
+    pattern: Pattern, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Row `matched[j]` has an entry in column j, which goes to the diagonal; the place
+    of each row then; and the graph of what that leaves.
+
+    Cached, for a pattern may be looked at in two ways, one after the other.
+    """
+    n = pattern.shape[0]
+    matched = np.arange(n) if symmetric else _matched(pattern)
+    row_of = np.empty(n, np.int64)
+    row_of[matched] = np.arange(n)
+    return matched, row_of, graph(row_of[pattern.rows], pattern.cols, n)
+
+
+def _matched(pattern: Pattern) -> np.ndarray:
     n = pattern.shape[0]
     if np.count_nonzero(pattern.rows == pattern.cols) == n:
         return np.arange(n)

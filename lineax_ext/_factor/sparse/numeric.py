@@ -1,7 +1,5 @@
 """Multifrontal LU and Cholesky factorisation: class by class, a loop over its steps."""
 
-import functools as ft
-
 import equinox as eqx
 import jax
 import jax.lax as lax
@@ -11,7 +9,6 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..product import matmul
 from .entries import layouts, reduce_rows
-from .lanes import in_lanes
 from .packed import Blocks, packed
 from .pivot_block import invert, signs
 from .scaling import equilibrated
@@ -41,12 +38,7 @@ class Factors(eqx.Module):
     failed: Bool[Array, ""]
 
 
-@ft.lru_cache(maxsize=128)
-def factoring(symbolic: Symbolic):
-    return in_lanes(ft.partial(_factor, symbolic))
-
-
-def _factor(symbolic: Symbolic, values: Array) -> Factors:
+def factor_fronts(symbolic: Symbolic, values: Array) -> Factors:
     pattern, plan = symbolic.pattern, symbolic.schedule
 
     def reduced(axis, x, how):

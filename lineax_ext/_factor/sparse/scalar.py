@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._structure.pattern import Pattern
-from .lanes import in_lanes
 from .scaling import equilibrated
 
 
@@ -112,14 +111,11 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
 
     `ValueError` for a pattern of which every matrix is singular.
     """
-    from . import matching as graph_of
+    from .matching import matched_graph
     from .minimum_degree import ordered
 
     n = pattern.shape[0]
-    matched = np.arange(n) if symmetric else graph_of.matched(pattern)
-    row_of = np.empty(n, np.int64)
-    row_of[matched] = np.arange(n)
-    graph = graph_of.graph(row_of[pattern.rows], pattern.cols, n)
+    matched, _, graph = matched_graph(pattern, symmetric)
     if n + len(graph.indices) > _FILL:  # before anything is ordered
         return None
     order, rows, cols = ordered(graph)
@@ -150,12 +146,7 @@ class ScalarFactors(eqx.Module):
     failed: Bool[Array, ""]
 
 
-@ft.lru_cache(maxsize=128)
-def factoring(plan: Scalar):
-    return in_lanes(ft.partial(_factor, plan))
-
-
-def _factor(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
+def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
     """A pivot that is too small is raised; rows do not change places.
 
     Cost: 10 ns an operation, of which there are `plan.operations`.

@@ -40,11 +40,7 @@ class Symbolic:
 
         n = pattern.shape[0]
         self.pattern, self.symmetric = pattern, symmetric
-        # Row `matched[j]` has an entry in column j, which goes to the diagonal.
-        matched = np.arange(n) if symmetric else graph_of.matched(pattern)
-        row_of = np.empty(n, np.int64)
-        row_of[matched] = np.arange(n)
-        graph = graph_of.graph(row_of[pattern.rows], pattern.cols, n)
+        matched, row_of, graph = graph_of.matched_graph(pattern, symmetric)
         self.fronts, kind = _fronts(graph)
         order = self.fronts.order
         self.col_order = order
