@@ -16,9 +16,10 @@ import traceback
 if __name__ == "__main__":
     # What lineax checks of a solve inside a derivative, it would gather on one device.
     os.environ.setdefault("EQX_ON_ERROR", "nan")
+    # Those of `conftest.py` are inherited.
     os.environ["XLA_FLAGS"] = (
         f"--xla_force_host_platform_device_count={2 if '--process' in sys.argv else 8} "
-        "--xla_cpu_multi_thread_eigen=false --xla_backend_optimization_level=0"
+        + os.environ.get("XLA_FLAGS", "")
     )
 
 import diffrax as dfx  # noqa: E402
