@@ -385,8 +385,11 @@ def differentiate(fn, transform, shape, dtype):
 expected_derivatives = ft.cache(ft.partial(differentiate, closed_form))
 
 
-@over_solvers_and_shapes_in_turn
-@pytest.mark.parametrize("transform", (grad_and_hvp, slow(jvp_and_grad)))
+@in_turn(
+    "solver, shape, transform",
+    SOLVERS,
+    tuple(shape + (way,) for shape, way in zip(OBLONG, (grad_and_hvp, jvp_and_grad))),
+)
 def test_derivatives(solver, shape, transform):
     fn = lambda a, b, damping, scale: damped(a, b, damping, solver, scale=scale).value
     out = differentiate(fn, transform, shape, np.complex128)

@@ -258,8 +258,8 @@ DERIVED = {
 }
 # Of those in complex, too, one of the two without `--slow`; and none of those that
 # take long and take the path of others.
-COMPLEX = ("matrix", "block-tridiagonal")
-REAL = ("definite", "tridiagonal", "product")
+COMPLEX = ("matrix",)
+REAL = ("definite", "tridiagonal", "product", "block-tridiagonal")
 LONG = ("negative", "tagged tridiagonal")
 
 

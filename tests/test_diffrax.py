@@ -227,7 +227,7 @@ def test_pattern():
     assert_close(values, expected, 1e-12)
 
 
-@pytest.mark.parametrize("mode", ("forward", "reverse"))
+@pytest.mark.parametrize("mode", (slow("forward"), "reverse"))
 def test_pattern_gradient(mode):
     forward = mode == "forward"
     adjoint = dfx.ForwardMode() if forward else dfx.RecursiveCheckpointAdjoint()

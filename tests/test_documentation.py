@@ -73,9 +73,10 @@ _READERS = {
         solve=lambda a, b: lx.linear_solve(lx.MatrixLinearOperator(a), b).value,
     )
 }
+# They compile the longest, half a minute for gradients through diffrax.
+_LONG = ("gram", "many_small_problems", "sparse", "stiff_systems", "writing_your_own")
 _PAGES = [
-    # Gradients through diffrax compile for half a minute.
-    slow(path.stem) if path.stem == "stiff_systems" else path.stem
+    slow(path.stem) if path.stem in _LONG else path.stem
     for path in sorted((_root / "docs").glob("*.md"))
     if "```python" in path.read_text()
 ]
