@@ -175,7 +175,7 @@ def _least_times(
 
 
 def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
-    """The record of one case, as it goes into the JSON file."""
+    """The record of one case, for the JSON file; if `quick`, of one call a side."""
     calls, sides, warm_up, wrong = {}, {}, {}, []
     for name, side in case.sides.items():
         side = side if isinstance(side, Side) else Side(side)
@@ -194,8 +194,7 @@ def measure(case: Case, *, quick: bool = False) -> dict[str, Any]:
         if case.steps is not None and (steps := case.steps(answer)) is not None:
             sides[name]["steps"] = int(steps)
         del answer
-    seconds = min(0.5, case.seconds) if quick else case.seconds
-    least = _least_times(calls, warm_up, seconds)
+    least = warm_up if quick else _least_times(calls, warm_up, case.seconds)
     first = least.get(next(iter(case.sides)))
     for name, seconds in least.items():
         ratio = None if first is None else first / seconds

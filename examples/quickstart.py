@@ -229,7 +229,7 @@ def part_c() -> None:
 
 
 def timed(fn: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """`fn(*args)`, and the least time of a call: of fifty, or of those in a third of a second."""
+    """`fn(*args)`, and the least time of a call, of fifty or a third of a second."""
     args = tuple(jnp.asarray(x) for x in args)
     compiled = jax.jit(fn).lower(*args).compile()
     result = jax.block_until_ready(compiled(*args))
