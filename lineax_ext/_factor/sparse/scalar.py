@@ -97,7 +97,7 @@ class Scalar:
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
 
 
-_OPERATIONS = 600_000  # some ms, and ten megabytes of indices
+_OPERATIONS = 1_000_000  # three ms, as long as fronts would take
 _FILL = (
     100_000  # entries, a megabyte: beyond caches an operation takes ten times as long
 )
@@ -115,13 +115,13 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
     `ValueError` for a pattern of which every matrix is singular.
     """
     from .matching import matched_graph
-    from .minimum_degree import ordered
+    from .minimum_degree import ordering
 
     n = pattern.shape[0]
     matched, _, graph = matched_graph(pattern, symmetric)
     if n + len(graph.indices) > _FILL:  # before anything is ordered
         return None
-    order, rows, cols = ordered(graph)
+    order, rows, cols = ordering(pattern, symmetric)
     size = np.bincount(cols, minlength=n).astype(np.int64)
     pairs = size * (size + 1) // 2 if symmetric else size**2
     if n + 2 * len(rows) > _FILL or (pairs + size + 1).sum() > _OPERATIONS:
