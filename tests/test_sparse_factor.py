@@ -20,7 +20,7 @@ from lineax_ext._factor.sparse import (
 )
 from lineax_ext._factor.sparse.blocks import completed
 from lineax_ext._factor.sparse.fronts import Fronts, fronts_of
-from lineax_ext._factor.sparse.minimum_degree import minimum_degree
+from lineax_ext._factor.sparse.minimum_degree import minimum_degree, ordered
 from lineax_ext._factor.sparse.ordering import dissect
 from lineax_ext._factor.sparse.schedule import classify, schedule
 
@@ -131,6 +131,26 @@ def test_sweep(symmetric):
     assert symbolic.fill < (0.6 if symmetric else 1) * of_classes
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_places_of_updates(symmetric):
+    """Whatever a step reads was left there by the children of its fronts."""
+    symbolic = analyse(_apart(_grid(40))[0], symmetric)
+    parents, plan = symbolic.fronts.parents, symbolic.schedule
+    owner, total = np.full(plan.store, -1), 0
+    for c in plan.classes:
+        for s, members in enumerate(c.members):
+            mine = members[members >= 0]
+            read = c.source[c.chunks[s] : c.chunks[s + 1]].ravel()
+            found = np.unique(owner[read[read > plan.zeros]])
+            children = np.flatnonzero(np.isin(parents, mine))
+            children = children[symbolic.fronts.boundaries[children] > 0]
+            np.testing.assert_array_equal(found, children)
+            places = owner[c.updates[s] :][: c.batch * c.u**2]
+            places[:] = np.repeat(members, c.u**2)
+            total += len(places)
+    assert plan.classes[0].inverse - plan.zeros < 0.7 * total  # places are reused
+
+
 def test_cholesky():
     assert not _check(_grid(12), symmetric=True)
     scale = np.exp2(np.random.default_rng(0).integers(-20, 20, 144))
@@ -227,7 +247,7 @@ def test_ordering(kind):
         pattern = Pattern(rows, cols, (801, 801))
     graph = matching.graph(pattern.rows, pattern.cols, pattern.shape[0])
     dissected = fronts_of(graph, dissect(graph, 16))
-    degrees = fronts_of(graph, *minimum_degree(graph))
+    degrees = fronts_of(graph, *minimum_degree(*ordered(graph)))
     times = [classify(fronts)[1] for fronts in (dissected, degrees)]
     taken = (dissected, degrees)[int(np.argmin(times))]
     assert (taken is dissected) == (kind == "grid")

@@ -159,6 +159,36 @@ def test_vmap():
         np.testing.assert_allclose(x[i].T, np.linalg.solve(matrix, b[i].T), rtol=1e-10)
 
 
+def test_vmap_of_vmap():
+    """Hermitian matrices, as many at a time as fit in a register, and one is left."""
+    rng = np.random.default_rng(15)
+    first = np.tril(random(20, 16, np.complex128), -1)
+    first = first + first.conj().T + np.diag(np.sum(np.abs(first), axis=0) + 20)
+    pattern, values = apart(first)
+    scales = rng.uniform(1, 2, (2, 3))
+    plan = planned(pattern, True)
+    b = rng.normal(size=(20, 1)) + 1j
+
+    def solve(values):
+        factors = sparse.factor(plan, values)
+        x, good = sparse.solve(plan, factors, jnp.asarray(b), transpose=True)
+        return x, good[0] & ~factors.failed
+
+    many = scales[..., None] * np.asarray(values)
+    x, good = jax.jit(jax.vmap(jax.vmap(solve)))(many)
+    assert good.all()
+    expected = np.linalg.solve(first.T, b) / scales[..., None, None]
+    np.testing.assert_allclose(x, expected, rtol=1e-12)
+
+
+def test_one_triangle():
+    """Of a dense matrix: divisions, and products of pairs."""
+    n, below = 10, np.arange(10)
+    assert planned(full(n, n)).operations == np.sum(1 + below + below**2)
+    half = below * (below + 1) // 2
+    assert planned(full(n, n), True).operations == np.sum(1 + below + half)
+
+
 def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)

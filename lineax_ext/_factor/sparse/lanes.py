@@ -1,5 +1,6 @@
 """Many matrices of one pattern."""
 
+import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 
 
-def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """`fn`, of which `jax.vmap` on a CPU does one matrix after the other.
+_BYTES = 32  # a register: of what is wider, a step is not compiled into its loop
+
+
+def in_lanes(fn: Callable[..., Any], abreast: bool = False) -> Callable[..., Any]:
+    """`fn`, of which `jax.vmap` on a CPU does one matrix after the other; if `abreast`,
+    as many at a time as there are numbers in a register.
 
     The fronts of several do not stay in its caches: 32 matrices of 2048 unknowns took
     2.5 times as long all at once. Where there are more devices than one, they may be
@@ -21,13 +26,16 @@ def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply(*args):
         program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        run = _by_arguments(program.jaxpr, jax.tree_util.tree_structure(out))
+        structure = jax.tree_util.tree_structure(out)
+        run = _by_arguments(program.jaxpr, structure, abreast)
         return run(program.consts, *args)
 
     return apply
 
 
-def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
+def _by_arguments(
+    program: jex.Jaxpr, structure: Any, abreast: bool
+) -> Callable[..., Any]:
     """Of a program, whose constants are arguments: `vmap` of a `lax.cond` batches those
     of its branches as well, and a `custom_vmap` with constants of its own refuses."""
 
@@ -61,8 +69,49 @@ def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
         if jax.device_count("cpu") > 1:
             out = together(*args)
         else:
-            in_turn = lambda *args: lax.map(lambda x: apply(constants, *x), args)
+            leaves = jax.tree_util.tree_leaves(args)
+            size = max(x.dtype.itemsize for x in leaves)
+            width = min(axis_size, _BYTES // size) if abreast else 1
+            if width > 1:
+                in_turn = ft.partial(_in_chunks, in_lanes(together), width)
+            else:
+                in_turn = lambda *args: lax.map(lambda x: apply(constants, *x), args)
             out = lax.platform_dependent(*args, cpu=in_turn, default=together)
         return out, jax.tree_util.tree_map(lambda _: True, out)
+
+    return apply
+
+
+def _in_chunks(fn: Callable[..., Any], width: int, *args: Any) -> Any:
+    """`fn` of `width` at a time; in the last chunk are the first again, to fill it."""
+    number = len(jax.tree_util.tree_leaves(args)[0])
+    chunks = -(-number // width)
+
+    def split(x):
+        x = jnp.concatenate([x, x[: chunks * width - number]])
+        return x.reshape(chunks, width, *x.shape[1:])
+
+    out = lax.map(lambda x: fn(*x), jax.tree_util.tree_map(split, args))
+    join = lambda x: x.reshape(chunks * width, *x.shape[2:])[:number]
+    return jax.tree_util.tree_map(join, out)
+
+
+def lanes_last(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
+    """`fn(index, x)` of a vector x, where `fn` takes one or more of them, as columns.
+
+    `jax.vmap` over x makes columns: a step of a loop is then one instruction for
+    several vectors, whose entries are next to each other.
+    """
+
+    @jax.custom_batching.custom_vmap
+    def apply(index, x):
+        return fn(index, x[:, None])[:, 0]
+
+    @apply.def_vmap
+    def _(axis_size, in_batched, index, x):
+        del axis_size
+        assert in_batched[1] and not any(jax.tree_util.tree_leaves(in_batched[0]))
+        index = jax.tree_util.tree_map(jnp.asarray, index)  # NumPy's, if constant
+        return fn(index, x.T).T, True
 
     return apply

@@ -4,13 +4,27 @@ Where a graph has no small separators, as that of a circuit, it leaves less fill
 nested dissection.
 """
 
+import functools as ft
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 import scipy.sparse.linalg as spl
 
+from ..._structure.pattern import Pattern
+from .matching import matched_graph
 from .tree import Tree
+
+
+@ft.lru_cache(maxsize=2)
+def ordering(
+    pattern: Pattern, symmetric: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`ordered`, of the pattern's matched graph.
+
+    Cached, for a pattern may be looked at in two ways, one after the other.
+    """
+    return ordered(matched_graph(pattern, symmetric)[2])
 
 
 def ordered(graph: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -50,15 +64,16 @@ def ordered(graph: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.argsort(factors.perm_c), rows[by_column], cols[by_column]
 
 
-def minimum_degree(graph: Any) -> tuple[Tree, np.ndarray]:
+def minimum_degree(
+    order: np.ndarray, rows: np.ndarray, cols: np.ndarray
+) -> tuple[Tree, np.ndarray]:
     """A tree of supernodes, and of each the number of those in its boundary.
 
     **Arguments:**
 
-    - `graph`: symmetric, without a diagonal.
+    - `order`, `rows`, `cols`: as from `ordered`.
     """
-    n = graph.shape[0]
-    order, rows, cols = ordered(graph)
+    n = len(order)
     count = np.bincount(cols, minlength=n)
     parent = np.full(n, n)
     np.minimum.at(parent, cols, rows)

@@ -101,7 +101,7 @@ def _eliminate(kind: Class, store, least, symmetric: bool):
     source, target = jnp.asarray(kind.source), jnp.asarray(kind.target)
 
     def step(store, x):
-        s, most, first, last, size = x
+        s, most, first, last, size, updates = x
 
         def assemble(r, front):
             here, there = source[r], target[r]
@@ -121,14 +121,15 @@ def _eliminate(kind: Class, store, least, symmetric: bool):
         inverse, marks = invert(jnp.where(pad, 1, a), most, least, not symmetric)
         up = matmul(inverse, b)
         update = front[:, p:, p:] - matmul(c, up)
-        out = [(kind.update, update), (kind.inverse, inverse), (kind.up, up)]
+        out = [(kind.inverse, inverse), (kind.up, up)]
         if not symmetric:
             out.append((kind.low, matmul(c, inverse)))
-        for start, blocks in out:
-            at = start + s * blocks.size
+        places = [(start + s * blocks.size, blocks) for start, blocks in out]
+        for at, blocks in [(updates, update), *places]:
             store = lax.dynamic_update_slice_in_dim(store, blocks.reshape(-1), at, 0)
         return store, marks
 
     steps = np.arange(kind.steps, dtype=np.int32)
-    x = (steps, kind.pivots, kind.chunks[:-1], kind.chunks[1:], kind.sizes)
+    chunks = kind.chunks[:-1], kind.chunks[1:]
+    x = (steps, kind.pivots, *chunks, kind.sizes, kind.updates)
     return lax.scan(step, store, jax.tree_util.tree_map(jnp.asarray, x))

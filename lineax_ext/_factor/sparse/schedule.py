@@ -23,7 +23,8 @@ class Class(NamedTuple):
     `source[r]`, `target[r]`: numbers that are added to a step's fronts, entries of A
     and of the updates of children, and where; of step s for r from `chunks[s]` to
     `chunks[s + 1]`.
-    `update`, `inverse`, `low`, `up`: where those of the first step are stored.
+    `updates[s]`: where those of step s are stored, until the parents have read them.
+    `inverse`, `low`, `up`: where those of the first step are stored.
     """
 
     p: int
@@ -36,16 +37,21 @@ class Class(NamedTuple):
     source: np.ndarray
     target: np.ndarray
     chunks: np.ndarray
-    update: int
+    updates: np.ndarray
     inverse: int
     low: int
     up: int
 
 
 class Schedule(NamedTuple):
-    """The entries of A, zeros, all updates, and the blocks of the factors are in one
-    array of the length `store`; the zeros are from `zeros` on, as many as the longest
-    row of a block."""
+    """The entries of A, zeros, updates, and the blocks of the factors are in one array
+    of the length `store`; the zeros are from `zeros` on, as many as the longest row of
+    a block.
+
+    Updates take the places of those that have been read: all of them would be two
+    thirds of the array, and of one that is larger than 32 MB every page is new to each
+    call, which takes as long as the arithmetic.
+    """
 
     classes: tuple[Class, ...]
     zeros: int
@@ -136,11 +142,10 @@ def schedule(
     for f, parent in enumerate(fronts.parents):
         if parent >= 0:
             incoming[parent] += u[f] * (u[f] + 1) // 2 if symmetric else u[f] ** 2
-    place = np.zeros(count, np.int64)  # of the update
-    widths = np.zeros(count, np.int64)
+    place = np.zeros(count, np.int64)  # of the update, among those of its step
+    when, widths = np.zeros(count, np.int64), np.zeros(count, np.int64)
     longest = int(max(p.max(), u.max()))
-    end = rounded(len(rows) + longest, 8)
-    classes = []
+    classes, updates = [], []
     for k in np.unique(kind):
         mine = np.flatnonzero(kind == k)
         top_p, top_u = rounded(int(p[mine].max()), 4), rounded(int(u[mine].max()), 8)
@@ -157,12 +162,20 @@ def schedule(
         flat = members.ravel()
         real = flat >= 0
         widths[mine] = top_u
-        place[flat[real]] = end + np.flatnonzero(real) * top_u**2
+        place[flat[real]] = np.flatnonzero(real) % batch * top_u**2
+        when[flat[real]] = len(updates) + np.flatnonzero(real) // batch
+        updates += [batch * top_u**2] * len(steps)
+        classes.append((members, top_p, top_u, batch, len(steps)))
+    starts, end = _reused(
+        np.array(updates), when, fronts.parents, rounded(len(rows) + longest, 8)
+    )
+    place += starts[when]
+    blocks, by_class = [], np.split(starts, np.cumsum([c[-1] for c in classes])[:-1])
+    for members, top_p, top_u, *_ in classes:
         # A Hermitian matrix's C A⁻¹ is the adjoint of A⁻¹ B.
         low = 0 if symmetric else top_u * top_p
-        sizes = np.array([top_u**2, top_p**2, low, top_p * top_u]) * flat.size
-        starts = end + np.cumsum(sizes) - sizes
-        classes.append((members, top_p, top_u, batch, len(steps), starts))
+        sizes = np.array([top_p**2, low, top_p * top_u]) * members.size
+        blocks.append(end + np.cumsum(sizes) - sizes)
         end += int(sizes.sum())
     end += longest  # so that what is read as the last row is there
     if end >= 2**31:
@@ -171,7 +184,7 @@ def schedule(
             "number."
         )
     built = []
-    for members, top_p, top_u, batch, steps, starts in classes:
+    for k, (members, top_p, top_u, batch, steps) in enumerate(classes):
         full = top_p + top_u
         length = max(int(incoming[m[m >= 0]].sum()) for m in members)
         length = min(_CHUNK, max(length, 1))
@@ -214,7 +227,31 @@ def schedule(
                 source,
                 target,
                 np.array(chunks, np.int32),
-                *(int(x) for x in starts),
+                by_class[k].astype(np.int32),
+                *(int(x) for x in blocks[k]),
             )
         )
     return Schedule(tuple(built), len(rows), end)
+
+
+def _reused(
+    sizes: np.ndarray, when: np.ndarray, parents: np.ndarray, start: int
+) -> tuple[np.ndarray, int]:
+    """Of each step the place for so many numbers, the first that is free, from `start`
+    on; and the end of all. They are there until the last parent of a front of the step
+    has been assembled; its own may then be in their place.
+    """
+    until = np.zeros(len(sizes), np.int64)
+    child = np.flatnonzero(parents >= 0)
+    np.maximum.at(until, when[child], when[parents[child]])
+    starts, end = np.zeros(len(sizes), np.int64), start
+    taken: list[tuple[int, int, int]] = []  # from, to, until; ascending
+    for s, size in enumerate(sizes.tolist()):
+        taken = [one for one in taken if one[2] > s]
+        at, k = start, 0
+        while k < len(taken) and taken[k][0] - at < size:
+            at = taken[k][1]
+            k += 1
+        taken.insert(k, (at, at + size, int(until[s])))
+        starts[s], end = at, max(end, at + size)
+    return starts, end

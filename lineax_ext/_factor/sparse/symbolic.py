@@ -1,7 +1,6 @@
 """All that is known of a sparse factorisation before a number is."""
 
 import functools as ft
-from typing import Any
 
 import numpy as np
 
@@ -40,8 +39,8 @@ class Symbolic:
 
         n = pattern.shape[0]
         self.pattern, self.symmetric = pattern, symmetric
-        matched, row_of, graph = graph_of.matched_graph(pattern, symmetric)
-        self.fronts, kind = _fronts(graph)
+        matched, row_of, _ = graph_of.matched_graph(pattern, symmetric)
+        self.fronts, kind = _fronts(pattern, symmetric)
         order = self.fronts.order
         self.col_order = order
         self.row_order = matched[order]
@@ -78,17 +77,19 @@ class Symbolic:
 _MOST = 10**10  # operations that are worth another ordering: some seconds of SuperLU's
 
 
-def _fronts(graph: Any) -> tuple[Fronts, np.ndarray]:
+def _fronts(pattern: Pattern, symmetric: bool) -> tuple[Fronts, np.ndarray]:
     """Those of the ordering that takes less time, and their classes."""
     from .blocks import completed
-    from .minimum_degree import minimum_degree
+    from .matching import matched_graph
+    from .minimum_degree import minimum_degree, ordered, ordering
     from .ordering import dissect
 
+    graph = matched_graph(pattern, symmetric)[2]
     found = [fronts_of(graph, dissect(graph, 16))]
     if 0 < flops(found[0].pivots, found[0].boundaries).sum() < _MOST:
-        found.append(fronts_of(graph, *minimum_degree(graph)))
+        found.append(fronts_of(graph, *minimum_degree(*ordering(pattern, symmetric))))
         if (joined := completed(graph)) is not None:
-            found.append(fronts_of(joined, *minimum_degree(joined)))
+            found.append(fronts_of(joined, *minimum_degree(*ordered(joined))))
     classified = [(fronts, *classify(fronts)) for fronts in found]
     fronts, kind, _ = min(classified, key=lambda one: one[2])
     return fronts, kind
