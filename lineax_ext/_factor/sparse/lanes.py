@@ -7,6 +7,9 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
+from jax.core import Tracer
+
+from ..constant import constant
 
 
 def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,18 +24,27 @@ def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def apply(*args):
         program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
-        run = _by_arguments(program.jaxpr, jax.tree_util.tree_structure(out))
-        return run(program.consts, *args)
+        # All lanes have the same index arrays; `vmap` of a `lax.cond` would not know.
+        known = [not isinstance(x, Tracer) for x in program.consts]
+        given = [x for x, is_known in zip(program.consts, known) if not is_known]
+        own = [x if is_known else None for x, is_known in zip(program.consts, known)]
+        structure = jax.tree_util.tree_structure(out)
+        return _by_arguments(program.jaxpr, own, structure)(given, *args)
 
     return apply
 
 
-def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
-    """Of a program, whose constants are arguments: `vmap` of a `lax.cond` batches those
-    of its branches as well, and a `custom_vmap` with constants of its own refuses."""
+def _by_arguments(
+    program: jex.Jaxpr, own: list[Any], structure: Any
+) -> Callable[..., Any]:
+    """Of a program, whose constants are arguments unless they are `own`: `vmap` of a
+    `lax.cond` batches those of its branches as well, and a `custom_vmap` with constants
+    refuses."""
 
     def fn(constants, *args):
-        closed = jex.ClosedJaxpr(program, constants)
+        given = iter(constants)
+        all_ = [next(given) if x is None else constant(x) for x in own]
+        closed = jex.ClosedJaxpr(program, all_)
         out = jex.jaxpr_as_fun(closed)(*jax.tree_util.tree_leaves(args))
         return jax.tree_util.tree_unflatten(structure, out)
 
@@ -54,7 +66,7 @@ def _by_arguments(program: jex.Jaxpr, structure: Any) -> Callable[..., Any]:
             return out, jax.tree_util.tree_map(lambda _: True, out)
 
         def spread(x, batched):
-            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x if batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
         args = jax.tree_util.tree_map(spread, args, tuple(in_batched[1:]))
         together = jax.vmap(each)
