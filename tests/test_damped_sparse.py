@@ -110,7 +110,8 @@ def test_steps_of_the_dense_solver():
         return fit.value
 
     sparse, dense = steps(lxe.DampedSparse()), steps(lxe.DampedQR())
-    np.testing.assert_allclose(sparse, dense, rtol=1e-12)
+    # A step is not corrected: some hundred ε, times the condition number squared.
+    np.testing.assert_allclose(sparse, dense, rtol=1e-9)
 
 
 @pytest.mark.parametrize("root_finder", (None, optx.Newton(1e-10, 1e-10)))
@@ -144,7 +145,7 @@ def test_pattern():
     solver = lxe.DampedSparse(pattern)
     levenberg_marquardt = lxe.LevenbergMarquardt(1e-10, 1e-10, linear_solver=solver)
     fit = optx.least_squares(residuals, levenberg_marquardt, y0, measured)
-    assert fit.state.descent_state.problem.state.normal.pattern == pattern
+    assert fit.state.descent_state.problem.normal.pattern == pattern
     matrix = np.zeros((5, 4))
     matrix[np.arange(4), ends[:, 0]], matrix[np.arange(4), ends[:, 1]] = -1, 1
     matrix[4, 0] = 1

@@ -175,6 +175,22 @@ def test_a_dense_row_is_no_dense_matrix():
     assert max(sizes) < n**2 / 4
 
 
+def test_flat_to_rounding():
+    # Residuals are differences of larger numbers: at the end nothing but rounding
+    # decides whether a step is downhill, and up to 29 were taken.
+    rng = np.random.default_rng(0)
+    truth = 300 + np.cumsum(rng.normal(size=40))
+    apart = np.diff(truth) + 0.05 * rng.normal(size=39)
+    seen = truth + 0.3 * rng.normal(size=40)
+
+    def residuals(u, _):
+        return 20 * (jnp.diff(u) - apart), jnp.arctan(u - seen), 0.01 * jnp.sin(u)
+
+    fit = lambda u: fitted(residuals, u, rtol=1e-9).stats["num_steps"]
+    starts = truth + 0.5 * rng.normal(size=(12, 40))
+    assert np.max(jax.jit(jax.vmap(fit))(starts)) <= 16
+
+
 #
 # Derivatives and batches of fits
 #

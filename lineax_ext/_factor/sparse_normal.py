@@ -1,8 +1,8 @@
 """Sparse least squares by a factorisation of the normal equations, and corrections.
 
-The matrix B = [J; √λ D] T has columns of length one. Its BᵀB is factorised by the
-multifrontal Cholesky method; what that loses is regained by conjugate gradients, of
-which the factors are the preconditioner and which apply J itself.
+The matrix B = [J; √λ D] T has columns of length one. Its BᵀB is factorised by
+Cholesky's method, in one of three ways; what that loses is regained by conjugate
+gradients, of which the factors are the preconditioner and which apply J itself.
 """
 
 import functools as ft
@@ -15,12 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
-from .._structure.known import locate
 from .._structure.pattern import Pattern
 from . import sparse
 from .sparse.entries import layouts, reduce_rows
 from .sparse.lanes import in_lanes
-from .sparse.substitute import substitute
 from .sparse_product import sparse_product
 
 
@@ -30,13 +28,11 @@ _MOST = 16  # corrections
 class _Plan(NamedTuple):
     """Entries of the lower half of JᵀJ are sums of products of two entries of J: those
     of row t, the entries `left[k]` and `products.cols[k]` for all k in row t of
-    `products`. Entry e of JᵀJ is entry `half[e]` of it."""
+    `products`."""
 
     gram: Pattern
     left: np.ndarray
     products: Pattern
-    half: np.ndarray
-    diagonal: np.ndarray
 
 
 def dense_rows(pattern: Pattern) -> np.ndarray:
@@ -65,7 +61,6 @@ def _plan(pattern: Pattern) -> _Plan:
     lower = np.union1d(flat, diagonal)
     low = lower // max(n, 1), lower % max(n, 1)
     gram = Pattern(np.concatenate([low[0], low[1]]), np.concatenate(low[::-1]), (n, n))
-    i, j = np.maximum(gram.rows, gram.cols), np.minimum(gram.rows, gram.cols)
     return _Plan(
         gram,
         kept[left[order]].astype(np.int32),
@@ -74,8 +69,6 @@ def _plan(pattern: Pattern) -> _Plan:
             kept[right[order]],
             (len(lower), len(pattern)),
         ),
-        np.searchsorted(lower, i.astype(np.int64) * n + j).astype(np.int32),
-        locate(gram, np.arange(n), np.arange(n)),
     )
 
 
@@ -87,6 +80,7 @@ class Normal(eqx.Module):
     norms: Real[Array, " n"]
     empty: Bool[Array, " n"]
     pattern: Pattern = eqx.field(static=True)
+    way: sparse.Way = eqx.field(static=True)
 
 
 class Factorised(eqx.Module):
@@ -95,10 +89,11 @@ class Factorised(eqx.Module):
     values: Inexact[Array, " entries"]
     lower: Real[Array, " n"]
     lengths: Real[Array, " n"]
-    factors: sparse.Factors
+    factors: sparse.WayFactors
     singular: Bool[Array, ""]
     damped: Bool[Array, ""]
     pattern: Pattern = eqx.field(static=True)
+    way: sparse.Way = eqx.field(static=True)
 
     def multiply(self, z: Array) -> tuple[Array, Array]:
         top = sparse_product(self.values, self.pattern, z)
@@ -113,7 +108,7 @@ class Factorised(eqx.Module):
         )
 
     def precondition(self, g: Array) -> Array:
-        return substitute(symbolic(self.pattern), self.factors, g[:, None])[:, 0]
+        return sparse.substituted(self.way, self.factors, g)
 
 
 def column_norms(
@@ -137,10 +132,6 @@ def gram(pattern: Pattern) -> Pattern:
     return _plan(pattern).gram
 
 
-def symbolic(pattern: Pattern) -> sparse.Symbolic:
-    return sparse.analyse(gram(pattern), symmetric=True)
-
-
 def products(pattern: Pattern) -> int:
     """How many of entries are added up to JᵀJ."""
     lengths = np.bincount(pattern.rows, minlength=pattern.shape[0])
@@ -148,8 +139,10 @@ def products(pattern: Pattern) -> int:
     return int(np.sum(lengths * (lengths + 1)) // 2)
 
 
-def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
-    """JᵀJ of the matrix J with these values.
+def normal(
+    values: Inexact[Array, " entries"], pattern: Pattern, way: sparse.Way
+) -> Normal:
+    """JᵀJ of the matrix J with these values, to be factorised in that way.
 
     Cost: the sum of the squared lengths of the rows.
     """
@@ -160,7 +153,7 @@ def normal(values: Inexact[Array, " entries"], pattern: Pattern) -> Normal:
     values = values / norms.astype(values.dtype)[pattern.cols]
     left = jnp.conj(values).at[plan.left].get(mode="promise_in_bounds")
     gram = sparse_product(left, plan.products, values)
-    return Normal(values, gram, norms, empty, pattern)
+    return Normal(values, gram, norms, empty, pattern, way)
 
 
 def factorise(
@@ -168,10 +161,9 @@ def factorise(
 ) -> Factorised:
     """That of BᵀB for one λ = root² and one D.
 
-    Cost: one Cholesky factorisation.
+    Cost: one Cholesky factorisation; nothing for a λ that is not a number.
     """
     pattern = normal.pattern
-    plan = _plan(pattern)
     dtype = normal.values.dtype
     eps = jnp.finfo(dtype).eps
     damped = jnp.broadcast_to(root, normal.norms.shape)
@@ -180,16 +172,11 @@ def factorise(
     lengths = jnp.hypot(own, damped)
     lengths = jnp.where(lengths == 0, 1, lengths)
     weight, lower = own / lengths, damped / lengths
-    rows, cols = plan.gram.rows, plan.gram.cols
-    squares = normal.gram.at[plan.half].get(mode="promise_in_bounds")
-    # The lower half is conj(left) · right with left the later: its transpose is ours.
-    squares = jnp.where(rows > cols, squares, jnp.conj(squares))
-    squares = squares * (weight[rows] * weight[cols]).astype(dtype)
     # So much more that rounding leaves no pivot negative; a zero column gets a pivot.
     more = lower**2 + jnp.where((weight == 0) & (lower == 0), 1, 100 * eps)
-    squares = squares.at[plan.diagonal].add(more.astype(dtype), unique_indices=True)
     values = normal.values * weight.astype(dtype)[pattern.cols]
-    factors = sparse.factor(symbolic(pattern), squares)
+    wanted = ~jnp.isnan(root)
+    factors = sparse.factor_positive(normal.way, normal.gram, weight, more, wanted)
     return Factorised(
         values,
         lower,
@@ -198,6 +185,7 @@ def factorise(
         jnp.any((weight == 0) & (lower == 0)),
         root > 0,
         pattern,
+        normal.way,
     )
 
 
@@ -206,7 +194,8 @@ def is_singular(factorised: Factorised) -> Bool[Array, ""]:
 
     Two vectors are tried. One is from inverse iteration. Where a pivot was raised, its
     factors are those of a regular matrix; so the other is what is left of a vector u
-    without the solution of B z = B u, which lies in the null space.
+    without the solution of B z = B u, which lies in the null space. Without a damping
+    B is singular as well if u is not found again to three digits.
 
     Cost: nothing, unless a pivot was raised: three substitutions and a solve.
     """
@@ -215,21 +204,54 @@ def is_singular(factorised: Factorised) -> Bool[Array, ""]:
         return jnp.array(False)
     dtype = factorised.values.dtype
     eps = jnp.finfo(dtype).eps
-    start = jnp.asarray(np.random.default_rng(0).normal(size=n), dtype)
-    unit = lambda u: u / jnp.linalg.norm(u).astype(dtype)
-    suspect = factorised.factors.raised | factorised.factors.failed
+    start = _unit(jnp.asarray(np.random.default_rng(0).normal(size=n), dtype))
 
     def null_space():
-        u = lax.fori_loop(0, 3, lambda _, u: unit(factorised.precondition(u)), start)
-        v = unit(start) - solve(factorised, factorised.multiply(unit(start)))[0]
+        undamped = ~factorised.damped
+        given = factorised.multiply(start)
+        v = start - solve(factorised, given, settled=undamped)[0]
+        lost = undamped & ~(jnp.linalg.norm(v) <= 1e-3)
         # Nothing at all is left of the best: then `start` says that B is regular.
-        v = jnp.where(jnp.linalg.norm(v) > 0, unit(v), unit(start))
-        least = jnp.minimum(*(_norm(factorised.multiply(x)) for x in (u, v)))
+        v = jnp.where(jnp.linalg.norm(v) > 0, _unit(v), start)
+        least = jnp.minimum(_least(factorised), _norm(factorised.multiply(v)))
         threshold = jnp.where(factorised.damped, 4, 4 * max(m, n)) * eps
-        return ~(least > threshold)
+        return lost | ~(least > threshold)
 
-    found = lax.cond(suspect, null_space, lambda: jnp.array(False))
+    found = lax.cond(_suspect(factorised), null_space, lambda: jnp.array(False))
     return factorised.singular | found
+
+
+def _suspect(factorised: Factorised) -> Bool[Array, ""]:
+    factors = factorised.factors
+    if isinstance(factors, sparse.ScalarFactors):
+        return ~factors.sound | factors.failed
+    return factors.raised | factors.failed
+
+
+def _unit(u: Array) -> Array:
+    return u / jnp.linalg.norm(u).astype(u.dtype)
+
+
+def _least(factorised: Factorised) -> Array:
+    """‖B u‖ for a u of length one from three steps of inverse iteration."""
+    n = factorised.pattern.shape[1]
+    start = jnp.asarray(np.random.default_rng(0).normal(size=n))
+    start = start.astype(factorised.values.dtype)
+    step = lambda _, u: _unit(factorised.precondition(u))
+    return _norm(factorised.multiply(lax.fori_loop(0, 3, step, start)))
+
+
+def has_null_space(factorised: Factorised) -> Bool[Array, ""]:
+    """Whether inverse iteration finds one: then a solve would not converge.
+
+    Cost: nothing, unless a pivot was raised: three substitutions.
+    """
+    m, n = factorised.pattern.shape
+    if n == 0:
+        return jnp.array(False)
+    eps = jnp.finfo(factorised.values.dtype).eps
+    look = lambda: ~(in_lanes(_least)(factorised) > 4 * max(m, n) * eps)
+    return lax.cond(_suspect(factorised), look, lambda: jnp.array(False))
 
 
 def _norm(pair: tuple[Array, Array]) -> Array:
@@ -238,8 +260,13 @@ def _norm(pair: tuple[Array, Array]) -> Array:
 
 def solve(
     factorised: Factorised,
-    b: tuple[Array, Array],
+    b: tuple[Array, Array] | None,
     c: Array | None = None,
+    *,
+    unless: Bool[Array, ""] | bool = False,
+    settled: Bool[Array, ""] | bool = False,
+    corrected: bool = True,
+    enough: float | None = None,
 ) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     """z and y = B z with BᵀB z = Bᵀ b + c, both without the lengths of the columns.
 
@@ -247,24 +274,40 @@ def solve(
     seminormal equations; the second corrects it. A dense row, which the factors do not
     have, costs one more, and so does a pivot that was raised.
 
+    A small gradient says little along small singular values: the last correction is
+    looked at as well, until it is below √ε of z, and has to be near that if `settled`.
+    If not `corrected`, the first step may be all, where its gradient is small.
+    `enough`: a relative size of that which will do. `unless`: not at all.
+
     Source: Björck, *Numerical Methods for Least Squares Problems*, SIAM (1996), §6.6.3,
     §7.4; Hestenes, Stiefel, *Methods of conjugate gradients for solving linear
     systems*, J. Res. NBS 49 (1952).
     """
     # All at once, 16 fits of 500 poses took 45 ms for what takes 11 one by one.
-    return in_lanes(_solve)(factorised, b, c)
+    solve = in_lanes(ft.partial(_solve, corrected=corrected, enough=enough))
+    return solve(factorised, b, c, jnp.asarray(unless), jnp.asarray(settled))
 
 
 def _solve(
-    factorised: Factorised, b: tuple[Array, Array], c: Array | None
+    factorised: Factorised,
+    b: tuple[Array, Array] | None,
+    c: Array | None,
+    unless: Bool[Array, ""],
+    settled: Bool[Array, ""],
+    *,
+    corrected: bool,
+    enough: float | None,
 ) -> tuple[Array, tuple[Array, Array], Bool[Array, ""]]:
     dtype = factorised.values.dtype
     eps = jnp.asarray(float(jnp.finfo(dtype).eps), jnp.finfo(dtype).dtype)
     add = lambda x, a, y: jax.tree_util.tree_map(lambda u, v: u + a * v, x, y)
-    right = factorised.adjoint(b)
-    if c is not None:
-        right = right + c
-    size = _norm(b)
+    m, n = factorised.pattern.shape
+    if b is None:
+        assert c is not None
+        b, right = (jnp.zeros((m,), dtype), jnp.zeros((n,), dtype)), c
+    else:
+        right = factorised.adjoint(b)
+        right = right if c is None else right + c
     size_c = jnp.linalg.norm(right)
 
     def gradient(y):
@@ -272,12 +315,14 @@ def _solve(
         return g if c is None else g + c
 
     def unfinished(state):
-        *_, error, count, stop = state
-        # The first is followed by one correction always.
-        return ~stop & ((count < 2) | ((error > 1) & (count < _MOST)))
+        *_, error, change, count, stop = state
+        more = (error > 1) | (change > 1) if corrected else error > 1
+        # A pivot that was raised hides what a small gradient leaves to be done.
+        fewest = 2 if corrected else jnp.where(_suspect(factorised), 2, 1)
+        return ~stop & ((count < fewest) | (more & (count < _MOST)))
 
     def step(state):
-        z, y, g, p, last, best, count, _ = state
+        z, y, g, p, last, _, _, count, _ = state
         s = factorised.precondition(g)
         rho = jnp.sum(jnp.conj(g) * s).real
         beta = jnp.where(last > 0, rho / jnp.where(last > 0, last, 1), 0)
@@ -287,20 +332,26 @@ def _solve(
         usable = (length > 0) & (rho > 0)
         alpha = jnp.where(usable, rho / jnp.where(usable, length, 1), 0).astype(dtype)
         z, y = z + alpha * p, add(y, alpha, q)
+        step_size = jnp.linalg.norm(alpha * p)
         g = gradient(y)
         # Columns have length one: this is the backward error.
         remaining = _norm(add(b, jnp.asarray(-1, dtype), y))
         bound = remaining + jnp.linalg.norm(z) if c is None else size_c + _norm(y)
-        error = jnp.max(jnp.abs(g), initial=0) / (8 * eps * bound)
+        bound = 8 * eps * bound + (0 if enough is None else enough * size_c)
+        error = jnp.max(jnp.abs(g), initial=0) / jnp.where(bound > 0, bound, 1)
         error = jnp.where(bound > 0, error, 0)
-        return z, y, g, p, rho, error, count + 1, ~usable | ~jnp.isfinite(error)
+        whole = jnp.sqrt(eps) * jnp.linalg.norm(z)
+        change = jnp.where(whole > 0, step_size / jnp.where(whole > 0, whole, 1), 0)
+        stop = ~usable | ~jnp.isfinite(error)
+        return z, y, g, p, rho, error, change, count + 1, stop
 
-    n = factorised.pattern.shape[1]
     zero = jnp.zeros((n,), dtype)
     real = jnp.zeros((), eps.dtype)
     y = jax.tree_util.tree_map(jnp.zeros_like, b)
-    start = (zero, y, right, zero, real, real + jnp.inf, jnp.int32(0), size < 0)
-    z, y, *_, error, _, _ = lax.while_loop(unfinished, step, start)
+    infinite = real + jnp.inf
+    start = (zero, y, right, zero, real, infinite, infinite, jnp.int32(0), unless)
+    z, y, *_, error, change, _, _ = lax.while_loop(unfinished, step, start)
     # A NaN in what was given has stopped it early: let it be seen.
     bad = jnp.where(jnp.isfinite(size_c), 0, jnp.nan).astype(dtype)
-    return z + bad, y, (error <= 1000) | (size_c == 0)
+    good = (error <= 1000) & (~settled | (change <= 1000))
+    return z + bad, y, good | (size_c == 0)

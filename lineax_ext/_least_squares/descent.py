@@ -119,6 +119,8 @@ class _State(eqx.Module, Generic[_Problem]):
 
     problem: _Problem
     finite: Bool[Array, ""]
+    # Under `vmap`, a fit that has ended is stepped on until all have: by nothing.
+    ended: Bool[Array, ""]
     structure: FrozenStructure = eqx.field(static=True)
 
 
@@ -184,7 +186,7 @@ class AbstractFactorisedDescent(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dynamic)
         problem = eqx.combine(zeros, static)
         structure = freeze(f_info_struct.jac.in_structure())
-        return _State(problem, jnp.array(True), structure)
+        return _State(problem, jnp.array(True), jnp.array(False), structure)
 
     def query(self, y: _Y, f_info: Any, state: _State[_Problem]) -> _State[_Problem]:
         rows = find_rows(
@@ -193,15 +195,17 @@ class AbstractFactorisedDescent(
         solver = self.linear_solver.chosen(f_info.jac)
         if isinstance(solver, DampedSparse):
             matrix, residual = _sparse_problem(f_info, solver.pattern)
+            residual = jnp.where(state.ended, jnp.nan, residual)
         else:
             matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)
         finite = jnp.all(jnp.isfinite(residual))
-        return _State(problem, finite, state.structure)
+        return _State(problem, finite, state.ended, state.structure)
 
     def step(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
+        step_size = jnp.where(state.ended, jnp.nan, step_size)
         step = self._solve(step_size, state.problem)
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
@@ -219,9 +223,9 @@ class AbstractFactorisedDescent(
 
 
 def _damping(step_size: Scalar, dtype: jnp.dtype) -> Scalar:
-    """λ = 1/step_size, or the largest finite number."""
+    """λ = 1/step_size, or the largest finite number; NaN as it is."""
     # As optimistix, where a step size below eps counts as 0.
-    positive = step_size > jnp.finfo(step_size.dtype).eps
+    positive = ~(step_size <= jnp.finfo(step_size.dtype).eps)
     largest = jnp.asarray(jnp.finfo(dtype).max, dtype)
     damping = (1 / jnp.where(positive, step_size, 1)).astype(dtype)
     return jnp.where(positive, jnp.minimum(damping, largest), largest)

@@ -67,6 +67,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
 
     def step(self, fn, y, args, options, state, tags):
         if not isinstance(state.f_info, _Kept):
+            ended = lambda state: state.descent_state.ended
+            state = eqx.tree_at(ended, state, state.terminate)
             return super().step(fn, y, args, options, state, tags)
         f, jt = state.f_info.residual, state.f_info.jt
         f_eval, columns, aux_eval = jax.linearize(

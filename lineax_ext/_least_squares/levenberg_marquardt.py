@@ -15,7 +15,11 @@ from .descent import (
     IndirectDampedNewtonDescent,
 )
 from .iteration import AbstractFactorisedGaussNewton
-from .trust_region import GainRatioTrustRegion, ScaledTrustRegionDescent
+from .trust_region import (
+    ClassicalTrustRegion,
+    GainRatioTrustRegion,
+    ScaledTrustRegionDescent,
+)
 
 
 _Y = TypeVar("_Y")
@@ -31,7 +35,7 @@ def _verbose(verbose: bool | Callable[..., None]) -> Callable[..., None]:
 def _scaled(scale: Literal["jacobian"] | None, descent: AbstractFactorisedDescent):
     """The descent and the search."""
     if scale is None:
-        return descent, optx.ClassicalTrustRegion()
+        return descent, ClassicalTrustRegion()
     if scale == "jacobian":
         scaled = ScaledTrustRegionDescent(descent.linear_solver)
         return scaled, GainRatioTrustRegion()
@@ -43,7 +47,8 @@ class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
 
     Solves min ½ ‖r(y)‖² for m residuals of n parameters. With the default settings it
     takes the steps of `optimistix.LevenbergMarquardt`, which it replaces: same
-    iterates (to rounding), same `options`, same results. It differs in the cost. A step
+    iterates (to rounding), same `options`, same results. Where the sum of squares is
+    flat to rounding, a step is accepted. It differs in the cost. A step
     that is rejected costs one evaluation of r and O(n³), where the original makes and
     factorises a matrix of m + n rows; one that is accepted, O(m n²). Of a hundred
     parameters and more, a sparse Jacobian is found to be sparse, and costs less.

@@ -11,7 +11,7 @@ from .._solver.damped import Secular
 def secular_solution(
     problem: Secular,
     radius: Float[Array, ""],
-    initial: ScalarLike = 0.0,
+    initial: ScalarLike | None = None,
     root_finder: optx.AbstractRootFinder | None = None,
     *,
     rtol: float = 1e-2,
@@ -21,7 +21,9 @@ def secular_solution(
 
     Newton's method for 1/Δ − 1/‖p(λ)‖, nearly linear in λ, within bounds that close in
     on λ. It converges from any start, in two or three steps as a rule. λ = 0 if p(0) is
-    not longer than Δ. An `initial` λ out of bounds is replaced by one within.
+    not longer than Δ. An `initial` λ out of bounds is replaced by one within; where
+    none is given, the first step is from p(0). Bounds as close as `rtol` are an end as
+    well: near the null space of J, ‖p(λ)‖ is no smoother than its rounding errors.
 
     Cost: an evaluation of `problem` a step, and none if λ = 0.
 
@@ -42,7 +44,7 @@ def secular_solution(
         damping = optx.root_find(
             excess,
             root_finder,
-            jnp.asarray(initial, dtype),
+            jnp.asarray(0 if initial is None else initial, dtype),
             options=dict(lower=1e-5),
             max_steps=max_steps,
             throw=False,
@@ -50,7 +52,8 @@ def secular_solution(
         damped, *_ = problem.evaluate(damping)
         return problem.solution(jnp.where(needed, damped, newton))
 
-    lower = least + jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
+    first = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
+    lower = least + first
     safe_radius = jnp.where(radius > 0, radius, jnp.finfo(dtype).tiny)
     upper = jnp.minimum(problem.gradient() / safe_radius, jnp.finfo(dtype).max)
 
@@ -59,19 +62,23 @@ def secular_solution(
         return jnp.where((damping > lower) & (damping < upper), damping, fallback)
 
     def refine(carry):
-        damping, lower, upper, _, _, count = carry
-        x, norm, slope, _ = problem.evaluate(damping)
+        damping, lower, upper, _, done, count = carry
+        # Under `vmap`, one that has been found is not looked for again.
+        asked = jnp.where(done, jnp.nan, damping)
+        x, norm, slope, _ = problem.evaluate(asked)
         excess = norm - radius
         lower = jnp.maximum(lower, damping - excess / slope)
         upper = jnp.where(excess < 0, damping, upper)
         new = damping - (norm / safe_radius) * (excess / slope)
-        done = ~(jnp.abs(excess) > rtol * radius)
+        done = ~(jnp.abs(excess) > rtol * radius) | (upper <= (1 + rtol) * lower)
         return inside(new, lower, upper), lower, upper, x, done, count + 1
 
     def unfinished(carry):
         *_, done, count = carry
         return ~done & (count < max_steps)
 
+    if initial is None:
+        initial = least + (norm / safe_radius) * first
     start = inside(jnp.asarray(initial, dtype), lower, upper)
     carry = start, lower, upper, newton, ~needed, jnp.array(0)
     *_, x, _, _ = lax.while_loop(unfinished, refine, carry)

@@ -1,6 +1,7 @@
 """Moré's scaled trust region: a descent and a search that belong together."""
 
-from typing import Any, TypeVar
+import dataclasses
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -138,6 +139,55 @@ def _add(a: PyTree[Array], b: PyTree[Array], factor: float = 1) -> PyTree[Array]
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
+class _Reductions(NamedTuple):
+    """Of ½ ‖r‖²: the one that the linear model predicts, the one that there is; how
+    steep it is along the step; and whether the prediction is a rounding error, or might
+    be one, where less than its part `threshold` is there.
+    """
+
+    predicted: Scalar
+    actual: Scalar
+    slope: Scalar
+    settled: Bool[Array, ""]
+
+
+def _reductions(y, y_eval, f_info, f_eval_info, threshold) -> _Reductions:
+    r, r_eval = f_info.residual, f_eval_info.residual
+    j_step = f_info.jac.mv(_add(y_eval, y, -1))
+    # Both are halves of differences of squares, taken by their factors.
+    predicted = -_inner(j_step, _add(r, j_step, 0.5))
+    actual = 0.5 * _inner(_add(r, r_eval, -1), _add(r, r_eval))
+    # Residuals that are differences of larger numbers have larger errors themselves.
+    noise = 5 * jnp.finfo(predicted.dtype).eps * _inner(r, r)
+    loud = 1000 * noise
+    missed = (predicted <= loud) & (actual < threshold * predicted)
+    settled = ((predicted <= noise) | missed) & (jnp.abs(actual) <= loud)
+    return _Reductions(predicted, actual, _inner(j_step, r), settled)
+
+
+class ClassicalTrustRegion(optx.ClassicalTrustRegion):
+    """That of optimistix, which knows where a reduction is no more than rounding.
+
+    There a step is accepted, for the solver to see that it has converged, and the next
+    one damped more: to compare rounding errors would reject one of two.
+    """
+
+    def step(self, first_step, y, y_eval, f_info, f_eval_info, state):
+        predicted, actual, _, settled = _reductions(
+            y, y_eval, f_info, f_eval_info, self.low_cutoff
+        )
+        settled = settled & ~first_step
+        enough = actual >= self.low_cutoff * predicted
+        good = (actual > self.high_cutoff * predicted) & (predicted > 0) & ~first_step
+        factor = jnp.where(good, self.high_constant, 1.0)
+        factor = jnp.where(enough | first_step, factor, self.low_constant)
+        factor = jnp.where(settled, self.low_constant, factor)
+        step_size = factor * state.step_size
+        accept = enough | settled | first_step
+        state = dataclasses.replace(state, step_size=step_size)
+        return step_size, accept, optx.RESULTS.successful, state
+
+
 class GainRatioTrustRegion(
     optx.AbstractSearch[
         _Y, optx.FunctionInfo.ResidualJac, optx.FunctionInfo.ResidualJac, _State
@@ -181,14 +231,9 @@ class GainRatioTrustRegion(
         f_eval_info,
         state: _State,
     ):
-        r, r_eval = f_info.residual, f_eval_info.residual
-        j_step = f_info.jac.mv(_add(y_eval, y, -1))
-        slope = _inner(j_step, r)
-        # Both are halves of differences of squares, taken by their factors.
-        predicted = -_inner(j_step, _add(r, j_step, 0.5))
-        reduction = 0.5 * _inner(_add(r, r_eval, -1), _add(r, r_eval))
-        noise = 5 * jnp.finfo(predicted.dtype).eps * _inner(r, r)
-        settled = (predicted <= noise) & (jnp.abs(reduction) <= noise)
+        predicted, reduction, slope, settled = _reductions(
+            y, y_eval, f_info, f_eval_info, self.threshold
+        )
         ratio = reduction / jnp.where(predicted > 0, predicted, 1)
         ratio = jnp.where((predicted > 0) & jnp.isfinite(ratio), ratio, -jnp.inf)
 

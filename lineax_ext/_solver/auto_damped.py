@@ -8,14 +8,14 @@ import lineax as lx
 from jaxtyping import Array, PyTree, ScalarLike
 
 from .._arrangement import cost
-from .._factor.sparse_normal import gram, products, symbolic
+from .._factor.sparse_normal import gram, products
 from .._flat import is_complex
 from .._structure.detect import detect
 from .._structure.extract import untagged
 from .._structure.pattern import Pattern
 from .damped import AbstractDampedSolver, unwrap
 from .damped_qr import DampedQR, DampedQRState
-from .damped_sparse import check_pattern, DampedSparse, DampedSparseState
+from .damped_sparse import check_pattern, DampedSparse, DampedSparseState, way
 from .orientation import frozen
 from .sharding import find_rows
 
@@ -42,11 +42,11 @@ def _is_sparse(pattern: Pattern) -> bool:
     dense = cost.dense_least_squares(m, n)
     # Only then the analysis, which may take a second, and longer where AᴴA is full.
     normal = cost.products(products(pattern))
-    if normal + cost.multifrontal_at_least(n).total > dense:
+    if normal + cost.sparse_at_least(n).total > dense:
         return False
     if len(gram(pattern)) > n**2 / 4:
         return False
-    return normal + cost.multifrontal(symbolic(pattern)).total < dense
+    return normal + way(pattern)[1].total < dense
 
 
 class AutoDampedSolver(AbstractDampedSolver[_State]):

@@ -144,7 +144,9 @@ class Secular(Protocol):
         """That of λ = 0; where there is none, of a λ that is little beside A."""
         ...
 
-    def evaluate(self, damping: ScalarLike) -> Evaluated: ...
+    def evaluate(self, damping: ScalarLike) -> Evaluated:
+        """Of a λ that is not a number, anything: nobody will ask for it."""
+        ...
 
     def solution(self, x: Inexact[Array, " k"]) -> Inexact[Array, " n"]:
         """In the basis of the parameters."""

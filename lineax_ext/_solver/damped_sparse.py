@@ -1,6 +1,7 @@
-"""Sparse damped least squares, by the multifrontal method."""
+"""Sparse damped least squares, by the normal equations, corrected."""
 
 import dataclasses
+import functools as ft
 from typing import Any
 
 import equinox as eqx
@@ -11,18 +12,22 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
-from .._arrangement import Entries
+from .._arrangement import cost, Entries
+from .._factor import sparse
+from .._factor.sparse.lanes import in_lanes
 from .._factor.sparse_normal import (
     dense_rows,
     factorise,
     Factorised,
+    gram,
+    has_null_space,
     is_singular,
     Normal,
     normal,
     solve,
 )
 from .._factor.sparse_product import sparse_product
-from .._flat import ravel, result_dtype, unravel
+from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
 from .._structure.extract import untagged
@@ -54,6 +59,28 @@ def check_pattern(pattern: Any, solver: str) -> None:
             f"`{solver}(pattern=…)` must be a `lineax_ext.Pattern`; found a "
             f"`{type(pattern).__name__}`."
         )
+
+
+@ft.lru_cache(maxsize=64)
+def way(pattern: Pattern) -> tuple[sparse.Way, cost.Cost]:
+    """How JᵀJ of such a J is factorised: as it is predicted to cost least."""
+    of = gram(pattern)
+    found: list[tuple[sparse.Way, cost.Cost]] = []
+    if (scalar := sparse.entry_by_entry(of, True)) is not None:
+        found.append((scalar, cost.entry_by_entry(scalar)))
+    # A batch of LAPACK's and a collective could wait for each other's threads.
+    alone = jax.default_backend() != "cpu" or jax.device_count() == 1
+    if alone and (bordered := sparse.bordered(of)) is not None:
+        found.append((bordered, cost.bordered(bordered)))
+    least = cost.multifrontal_at_least(pattern.shape[1]).total
+    if all(predicted.total > least for _, predicted in found):
+        fronts = sparse.analyse(of, symmetric=True)
+        found.append((fronts, cost.multifrontal(fronts)))
+    return min(found, key=lambda one: one[1].total)
+
+
+def _normal(matrix: SparseMatrixLinearOperator) -> Normal:
+    return normal(matrix.values, matrix.pattern, way(matrix.pattern)[0])
 
 
 def as_sparse(
@@ -105,15 +132,24 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
 
     Solves min ‖A x − b‖² + λ ‖D x‖². `init` finds the pattern of A, reads its entries
     by colours, and makes AᴴA, once. `damp` factorises AᴴA + λ D² for one λ and one D,
-    columns scaled to length one, by the multifrontal Cholesky method; A is not read
-    again. A solve is that of the seminormal equations, corrected by conjugate gradients
-    that apply A itself, with the factors as preconditioner.
+    columns scaled to length one, by Cholesky's method; A is not read again. A solve is
+    that of the seminormal equations, corrected by conjugate gradients that apply A
+    itself, with the factors as preconditioner.
+
+    How it is factorised is what is predicted to be the fastest. Entry by entry, on a
+    CPU, where little fills in: splines, chains, trees. With a border, where many small
+    blocks of unknowns meet each other only by way of up to 1000 others, as points do by
+    cameras: the blocks are eliminated all at once, and of the border a dense matrix is
+    left, their Schur complement. By fronts, the multifrontal method, everywhere else.
 
     In digits: the factors know the singular values of B = [A; √λ D], its columns scaled
     to length one, down to √ε of the largest, and the correction regains what is below
-    it while there are few such. A solution has a gradient of some ε (‖r‖ + ‖x‖); where
-    that is not reached, the result is `RESULTS.singular`. `DampedQR` loses nothing with
-    any A, and is the choice for ill-conditioned dense ones.
+    it while there are few such. A solution has a gradient of some ε (‖r‖ + ‖x‖). With
+    λ = 0 it is corrected until a correction is less than √ε of it, too: rows of very
+    different sizes take some more. Where this is not reached, the result is
+    `RESULTS.singular`. `DampedQR` loses nothing with any A, and is the choice for
+    ill-conditioned dense ones. The steps of a fit are corrected only where their
+    gradients are larger.
 
     A few rows that are far longer than all others, such as a prior on a sum, stay out
     of the fronts: a matrix of low rank, for which conjugate gradients take one more
@@ -121,7 +157,8 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
-    Without a damping the columns of A have to be independent.
+    Without a damping the columns of A have to be independent. Under `vmap` on a CPU,
+    one matrix goes after the other, and fits that have ended cost no factorisation.
 
     !!! Example
 
@@ -149,7 +186,9 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
 
         Björck, *Stability analysis of the method of seminormal equations for linear
         least squares problems*, Linear Algebra Appl. 88 (1987),
-        doi:10.1016/0024-3795(87)90101-7.
+        doi:10.1016/0024-3795(87)90101-7. Triggs, McLauchlan, Hartley, Fitzgibbon,
+        *Bundle adjustment: a modern synthesis*, in Vision Algorithms, Lecture Notes in
+        Computer Science 1883 (2000), doi:10.1007/3-540-44480-7_21.
     """
 
     pattern: Pattern | None = eqx.field(static=True, default=None)
@@ -164,8 +203,7 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
         operator, damped = unwrap(operator)
         matrix = as_sparse(operator, self.pattern)
         orientation = orient(operator)
-        made = normal(matrix.values, matrix.pattern)
-        state = DampedSparseState(made, None, None, orientation, False)
+        state = DampedSparseState(_normal(matrix), None, None, orientation, False)
         if damped is None:
             return state
         return self.damp(state, damped.damping, damped.scale)
@@ -192,22 +230,24 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
         made = state.factorised
         dtype = state.normal.values.dtype
         m, n = state.normal.pattern.shape
+        unless = False
         if made is None:
             real = jnp.finfo(dtype).dtype
             made = factorise(state.normal, jnp.zeros((), real), None)
+        if state.damping is not None:
+            unless = jnp.isnan(state.damping.root)
         lengths = made.lengths.astype(dtype)
         good = []
 
         def forward(pair):
             b, c = pair
             c = jnp.zeros((n,), dtype) if c is None else c
-            z, _, converged = solve(made, (b, c))
+            z, _, converged = solve(made, (b, c), unless=unless, settled=~made.damped)
             good.append(converged)
             return z / lengths
 
         def adjoint(x):
-            none = jnp.zeros((m,), dtype), jnp.zeros((n,), dtype)
-            _, (b, c), converged = solve(made, none, x / lengths)
+            _, (b, c), converged = solve(made, None, x / lengths)
             good.append(converged)
             return b, c if state.stacked else None
 
@@ -220,11 +260,32 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
     def assume_full_rank(self) -> bool:
         return False
 
+    def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
+        matrix = as_sparse(operator, self.pattern)
+        vector = ravel(vector).astype(matrix.values.dtype)
+        return _Path(_normal(matrix), vector, freeze(operator.in_structure()))
+
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         matrix = as_sparse(operator, self.pattern)
-        made = normal(matrix.values, matrix.pattern)
+        made = _normal(matrix)
         vector = ravel(vector).astype(made.values.dtype)
         return _Secular(made, vector, _newton(made, vector))
+
+
+class _Path(eqx.Module):
+    normal: Normal
+    vector: Inexact[Array, " m"]
+    structure: FrozenStructure = eqx.field(static=True)
+
+    def __call__(self, damping: ScalarLike) -> PyTree[Array]:
+        real = self.normal.norms.dtype
+        root = jnp.sqrt(jnp.asarray(damping)).astype(real)
+        made = factorise(self.normal, root, None)
+        n = self.normal.pattern.shape[1]
+        b = self.vector, jnp.zeros((n,), self.vector.dtype)
+        z, *_ = solve(made, b, unless=jnp.isnan(root), corrected=False)
+        x = z / made.lengths.astype(z.dtype)
+        return unravel(x, thaw(self.structure))
 
 
 def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
@@ -236,8 +297,10 @@ def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
     small = least * jnp.max(normal.norms, initial=0) ** 2
 
     def evaluate(state):
-        *_, count = state
-        evaluated, good = _evaluate(normal, vector, jnp.where(count == 0, 0, small))
+        _, good, count = state
+        # Under `vmap`, one that is there is not asked for again.
+        damping = jnp.where(count == 0, 0, jnp.where(good, jnp.nan, small))
+        evaluated, good = _evaluate(normal, vector, damping)
         return evaluated, good, count + 1
 
     def unfinished(state):
@@ -253,19 +316,35 @@ def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
 def _evaluate(
     normal: Normal, vector: Inexact[Array, " m"], damping: ScalarLike
 ) -> tuple[Evaluated, Bool[Array, ""]]:
-    damping = jnp.asarray(damping).astype(normal.norms.dtype)
+    """Zeros for a λ or a vector that are not numbers, and that is what they cost."""
+    damping = jnp.asarray(damping, normal.norms.dtype)
+    damping = jnp.where(jnp.isfinite(jnp.linalg.norm(vector)), damping, jnp.nan)
+
+    def found(*args):
+        shape = jax.eval_shape(_found, *args)
+        none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        return lax.cond(jnp.isnan(args[-1]), none, _found, *args)
+
+    return in_lanes(found)(normal, vector, damping)
+
+
+def _found(
+    normal: Normal, vector: Inexact[Array, " m"], damping: Float[Array, ""]
+) -> tuple[Evaluated, Bool[Array, ""]]:
     made = factorise(normal, jnp.sqrt(damping), None)
     zeros = jnp.zeros((normal.pattern.shape[1],), vector.dtype)
-    z, _, good = solve(made, (vector, zeros))
+    singular = has_null_space(made)
+    z, _, good = solve(made, (vector, zeros), unless=singular, corrected=False)
     x = z / made.lengths.astype(vector.dtype)
     # The derivative is −xᴴ (AᴴA + λ)⁻¹ x / ‖x‖.
-    none = jnp.zeros_like(vector), zeros
-    _, y, also_good = solve(made, none, x / made.lengths.astype(x.dtype))
+    right = x / made.lengths.astype(x.dtype)
+    enough = float(jnp.finfo(vector.dtype).eps) ** 0.4  # of a slope: six digits
+    _, y, _ = solve(made, None, right, unless=~good, corrected=False, enough=enough)
     slope = -sum(jnp.sum(jnp.abs(part) ** 2) for part in y)
     norm = jnp.linalg.norm(x)
     slope = slope / jnp.where(norm > 0, norm, 1)
     evaluated = Evaluated(x, norm, slope, damping)
-    return evaluated, good & also_good
+    return evaluated, good
 
 
 class _Secular(eqx.Module):

@@ -5,9 +5,16 @@ irregular happens in `analyse`, in NumPy; what remains is dense algebra on batch
 small matrices.
 """
 
+from .bordered import Bordered as Bordered, bordered as bordered
 from .factor import entry_by_entry as entry_by_entry, factor as factor, plan as plan
 from .numeric import determinant as determinant, Factors as Factors
-from .scalar import Scalar as Scalar
+from .positive import (
+    factor_positive as factor_positive,
+    substituted as substituted,
+    Way as Way,
+    WayFactors as WayFactors,
+)
+from .scalar import Scalar as Scalar, ScalarFactors as ScalarFactors
 from .selected import selected_inverse as selected_inverse
 from .solve import solve as solve
 from .symbolic import analyse as analyse, Symbolic as Symbolic

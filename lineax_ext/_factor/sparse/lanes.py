@@ -8,6 +8,9 @@ import jax
 import jax.extend.core as jex
 import jax.lax as lax
 import jax.numpy as jnp
+from jax.core import Tracer
+
+from ..constant import constant
 
 
 _BYTES = 32  # a register: of what is wider, a step is not compiled into its loop
@@ -26,21 +29,27 @@ def in_lanes(fn: Callable[..., Any], abreast: bool = False) -> Callable[..., Any
 
     def apply(*args):
         program, out = jax.make_jaxpr(fn, return_shape=True)(*args)
+        # All lanes have the same index arrays; `vmap` of a `lax.cond` would not know.
+        known = [not isinstance(x, Tracer) for x in program.consts]
+        given = [x for x, is_known in zip(program.consts, known) if not is_known]
+        own = [x if is_known else None for x, is_known in zip(program.consts, known)]
         structure = jax.tree_util.tree_structure(out)
-        run = _by_arguments(program.jaxpr, structure, abreast)
-        return run(program.consts, *args)
+        return _by_arguments(program.jaxpr, own, structure, abreast)(given, *args)
 
     return apply
 
 
 def _by_arguments(
-    program: jex.Jaxpr, structure: Any, abreast: bool
+    program: jex.Jaxpr, own: list[Any], structure: Any, abreast: bool
 ) -> Callable[..., Any]:
-    """Of a program, whose constants are arguments: `vmap` of a `lax.cond` batches those
-    of its branches as well, and a `custom_vmap` with constants of its own refuses."""
+    """Of a program, whose constants are arguments unless they are `own`: `vmap` of a
+    `lax.cond` batches those of its branches as well, and a `custom_vmap` with constants
+    refuses."""
 
     def fn(constants, *args):
-        closed = jex.ClosedJaxpr(program, constants)
+        given = iter(constants)
+        all_ = [next(given) if x is None else constant(x) for x in own]
+        closed = jex.ClosedJaxpr(program, all_)
         out = jex.jaxpr_as_fun(closed)(*jax.tree_util.tree_leaves(args))
         return jax.tree_util.tree_unflatten(structure, out)
 
@@ -62,7 +71,7 @@ def _by_arguments(
             return out, jax.tree_util.tree_map(lambda _: True, out)
 
         def spread(x, batched):
-            return x if batched else jnp.broadcast_to(x, (axis_size, *x.shape))
+            return x if batched else jnp.broadcast_to(x, (axis_size, *jnp.shape(x)))
 
         args = jax.tree_util.tree_map(spread, args, tuple(in_batched[1:]))
         together = jax.vmap(each)

@@ -24,7 +24,7 @@ def dissect(graph: Any, leaf: int) -> Tree:
     - `graph`: symmetric, without a diagonal.
     """
     n = graph.shape[0]
-    group = _indistinguishable(graph)
+    group = indistinguishable(graph)
     count = int(group.max(initial=-1)) + 1
     weights = np.bincount(group, minlength=count).astype(np.float64)
     if count == n:
@@ -54,7 +54,7 @@ def dissect(graph: Any, leaf: int) -> Tree:
     return _postordered(members, parents)
 
 
-def _indistinguishable(graph: Any) -> np.ndarray:
+def indistinguishable(graph: Any) -> np.ndarray:
     """The number of each vertex's group: those of a group are adjacent to the same
     vertices and to each other."""
     n = graph.shape[0]

@@ -1,0 +1,235 @@
+"""The ways in which `DampedSparse` factorises, and what its solves find."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optimistix as optx
+import pytest
+import scipy.sparse as sp
+from helpers import assert_close, badly_scaled, normal
+
+import lineax_ext as lxe
+from lineax_ext._factor import sparse
+from lineax_ext._factor.sparse.bordered import factor_bordered, substitute
+from lineax_ext._factor.sparse_normal import (
+    factorise,
+    gram,
+    normal as normal_equations,
+    solve,
+)
+from lineax_ext._solver.damped_sparse import way
+
+
+def with_border(dtype, seed=0):
+    """Blocks of one to three unknowns, each beside some of five others; in any order,
+    Hermitian, the diagonal one."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 4, 30)
+    starts = 5 + np.cumsum(sizes) - sizes
+    n = 5 + int(sizes.sum())
+    there = np.eye(n, dtype=bool)
+    there[:5, :5] = True
+    for start, size in zip(starts, sizes):
+        own = slice(start, start + size)
+        there[own, own] = True
+        there[own, rng.choice(5, 2, replace=False)] = True
+    there[starts[-1] :, :5] = False  # one that nothing is beside
+    draw = rng.normal(size=(2, n, n))
+    matrix = np.where(there | there.T, draw[0] + 1j * draw[1], 0)
+    if not np.issubdtype(dtype, np.complexfloating):
+        matrix = np.real(matrix)
+    matrix = 0.03 * (matrix + matrix.conj().T)
+    np.fill_diagonal(matrix, 1)
+    order = rng.permutation(n)
+    return matrix[np.ix_(order, order)].astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+def test_a_border(dtype):
+    matrix, b = with_border(dtype), normal((63,), dtype)
+    b = np.resize(b, len(matrix))
+    i, j = np.nonzero(matrix)
+    plan = sparse.bordered(lxe.Pattern(i, j, matrix.shape))
+    assert plan is not None and len(plan.border) <= 5
+    assert np.sort(plan.members[plan.members < len(matrix)]).size == len(matrix) - len(
+        plan.border
+    )
+
+    @jax.jit
+    def solved(values, b):
+        factors = factor_bordered(plan, values, jnp.ones(len(b)), jnp.zeros(len(b)))
+        return substitute(plan, factors, b), factors.raised, factors.failed
+
+    x, raised, failed = solved(matrix[i, j][i >= j], b)
+    assert not raised and not failed
+    assert_close(x, np.linalg.solve(matrix, b), 1e-12)
+
+
+def test_a_singular_border():
+    # Two columns of the border are the same: the corner is factorised all the same.
+    a = np.eye(40, 4)
+    a = np.concatenate([a, a[:, :1]], axis=1) + 0.0
+    a[4:, :] += np.kron(np.ones((9, 1)), np.eye(4, 5))
+    a[:, 4] = a[:, 0]
+    matrix = np.block([[np.eye(40), 0.1 * a], [0.1 * a.T, np.eye(5)]])
+    matrix[40:, 40:] = (0.1 * a).T @ (0.1 * a)
+    i, j = np.nonzero(matrix + np.eye(45))
+    plan = sparse.bordered(lxe.Pattern(i, j, matrix.shape))
+    assert plan is not None
+    ones, zeros = jnp.ones(45), jnp.zeros(45)
+    factors = jax.jit(lambda v: factor_bordered(plan, v, ones, zeros))(
+        matrix[i, j][i >= j]
+    )
+    assert factors.raised and not factors.failed
+
+
+def test_no_border():
+    i = np.arange(5000)
+    rows, cols = np.append(i, [i[1:], i[:-1]]), np.append(i, [i[:-1], i[1:]])
+    assert sparse.bordered(lxe.Pattern(rows, cols, (5000, 5000))) is None
+    none = np.zeros(0, np.int64)
+    assert sparse.bordered(lxe.Pattern(none, none, (0, 0))) is None
+
+
+#
+# Views of points, from cameras that nothing holds
+#
+
+CAMERAS, POINTS, VIEWS = 6, 120, 5
+
+
+def views(seed=0):
+    rng = np.random.default_rng(seed)
+    point = np.repeat(np.arange(POINTS), VIEWS)
+    camera = (rng.integers(0, CAMERAS, POINTS)[:, None] + np.arange(VIEWS)) % CAMERAS
+    camera = camera.ravel()
+
+    def residuals(y, seen):
+        cameras, points = y[: 3 * CAMERAS], y[3 * CAMERAS :]
+        turn, x, z = cameras.reshape(-1, 3)[camera].T
+        a, b = points.reshape(-1, 2)[point].T
+        c, s = jnp.cos(turn), jnp.sin(turn)
+        return 10 * (c * a + s * b + x) / (8 + z + c * b - s * a) - seen
+
+    truth = 0.1 * rng.normal(size=3 * CAMERAS), rng.normal(size=2 * POINTS)
+    truth = np.concatenate(truth)
+    seen = residuals(jnp.asarray(truth), 0.0)
+    seen = jnp.asarray(seen + 0.01 * rng.normal(size=len(point)))
+    return residuals, jnp.asarray(truth + 0.05 * rng.normal(size=truth.size)), seen
+
+
+@pytest.mark.parametrize("scale", (None, "jacobian"))
+def test_views(scale):
+    residuals, y0, seen = views()
+    pattern = lxe.infer_pattern(residuals, y0, seen)
+    plan, _ = way(pattern)
+    assert isinstance(plan, sparse.Bordered) and len(plan.border) == 3 * CAMERAS
+    solver = lxe.LevenbergMarquardt(
+        1e-8, 1e-8, linear_solver=lxe.DampedSparse(pattern), scale=scale
+    )
+    fit = optx.least_squares(residuals, solver, y0, seen)
+    y, jacobian = y0, jax.jit(jax.jacfwd(residuals))
+    for _ in range(12):  # Gauss and Newton, the shortest step where nothing holds
+        y = y - np.linalg.lstsq(jacobian(y, seen), residuals(y, seen), rcond=1e-9)[0]
+    expected = 0.5 * float(jnp.sum(residuals(y, seen) ** 2))
+    found = 0.5 * float(jnp.sum(residuals(fit.value, seen) ** 2))
+    assert abs(found - expected) <= 1e-8 * expected
+
+
+def test_ways():
+    i = np.arange(600)
+    chain = lxe.Pattern(np.append(i[:-1], i[:-1]), np.append(i[:-1], i[1:]), (600, 600))
+    assert isinstance(way(chain)[0], sparse.Scalar)
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+@pytest.mark.parametrize("kind", ("fronts", "entries", "border"))
+def test_each_way(kind, dtype):
+    rng = np.random.default_rng(0)
+    there = rng.random((90, 30)) < 0.1
+    there[:30] |= np.eye(30, dtype=bool)
+    there[:, 4:] &= np.cumsum(there[:, 4:], axis=1) == 1  # a diagonal, with a border
+    rows, cols = np.nonzero(there)
+    pattern = lxe.Pattern(rows, cols, (90, 30))
+    of = gram(pattern)
+    plan = {
+        "fronts": lambda: sparse.analyse(of, symmetric=True),
+        "entries": lambda: sparse.entry_by_entry(of, True),
+        "border": lambda: sparse.bordered(of),
+    }[kind]()
+    assert plan is not None
+    values, b, scale = (
+        normal((len(pattern),), dtype),
+        normal((90,), dtype),
+        rng.random(30),
+    )
+
+    @jax.jit
+    def solved(values, b):
+        root, d = jnp.sqrt(0.3), jnp.asarray(scale)
+        made = factorise(normal_equations(values, pattern, plan), root, d)
+        z, _, good = solve(made, (b, jnp.zeros(30, dtype)))
+        return z / made.lengths.astype(dtype), good
+
+    x, good = solved(values, b)
+    matrix = np.zeros((90, 30), dtype)
+    matrix[pattern.rows, pattern.cols] = values
+    stack = np.concatenate([matrix, np.sqrt(0.3) * np.diag(scale)])
+    expected = np.linalg.lstsq(stack, np.append(b, np.zeros(30)), rcond=None)[0]
+    assert good
+    assert_close(x, expected, 1e-11)
+
+
+def test_uneven_lanes():
+    # Fits of 2 to 8 steps, together and one by one.
+    residuals = lambda u, data: (jnp.exp(u) - data, 2 * jnp.diff(u, 2))
+    data = jnp.asarray(np.exp(np.sin(np.linspace(0, 6, 40))))
+    solver = lxe.LevenbergMarquardt(
+        1e-9, 1e-9, linear_solver=lxe.DampedSparse(), scale="jacobian"
+    )
+
+    def fitted(u):
+        fit = optx.least_squares(residuals, solver, u, data)
+        return fit.value, fit.stats["num_steps"]
+
+    start = jnp.stack([jnp.zeros(40), jnp.full(40, 4.0), jnp.sin(jnp.arange(40.0))])
+    value, steps = jax.jit(jax.vmap(fitted))(start)
+    alone, alone_steps = jax.jit(lambda x: jax.lax.map(fitted, x))(start)
+    assert_close(value, alone, 1e-10)
+    assert len(set(np.asarray(steps).tolist())) > 1
+    np.testing.assert_array_equal(steps, alone_steps)
+
+
+#
+# Rows of very different sizes, undamped
+#
+
+
+def solved(matrix, b):
+    rows, cols = np.nonzero(matrix)
+    pattern = lxe.Pattern(rows, cols, matrix.shape)
+    values = jnp.asarray(matrix[pattern.rows, pattern.cols])
+    operator = lxe.SparseMatrixLinearOperator(values, pattern)
+    solve = lambda b: lx.linear_solve(operator, b, lxe.DampedSparse(), throw=False)
+    out = jax.jit(solve)(jnp.asarray(b))
+    return out.value, out.result == lx.RESULTS.successful
+
+
+def test_scaled_rows():
+    rng = np.random.default_rng(0)
+    matrix = sp.random_array((80, 40), density=0.08, rng=rng).toarray() + np.eye(80, 40)
+    matrix = 10.0 ** rng.uniform(-6, 6, (80, 1)) * matrix
+    assert np.linalg.cond(matrix / np.linalg.norm(matrix, axis=0)) > 1e5
+    expected = rng.normal(size=40)
+    x, good = solved(matrix, matrix @ expected)
+    assert good
+    assert_close(x, expected, 1e-9)
+
+
+def test_rows_scaled_beyond_all_digits():
+    matrix, inverse = badly_scaled((4, 4))
+    b = normal((4,))
+    x, good = solved(matrix.T, b)
+    wrong = np.max(np.abs(x - inverse.T @ b)) > 1e-3 * np.max(np.abs(x))
+    assert not (good and wrong)
