@@ -77,8 +77,8 @@ _most_right_hand_sides = 7
 _tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
-# Up to this n, and with few rows, Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with
-# n = 2, 0.7 for 1.3 with n = 4. From n = 5 on it is longer in compiling.
+# Up to this n Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with n = 2, 0.7 for 1.3
+# with n = 4, and much faster in a batch. From n = 5 on it is longer in compiling.
 _unrolled = 4
 
 
@@ -87,8 +87,14 @@ def is_small(m: int, n: int) -> bool:
 
     A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
     [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
+    Of few columns a triangle is made without a call, and less is kept with it.
     """
-    return n <= _dense and m <= max(8 * n, 256 if n <= _unrolled else 64)
+    return _unrolled < n <= _dense and m <= max(8 * n, 64)
+
+
+def is_tiny(n: int) -> bool:
+    """Whether the triangle is made without LAPACK, by `gram_schmidt`."""
+    return n <= _unrolled
 
 
 def _compact_wy(vt: Array, taus: Array) -> Array:
@@ -217,6 +223,8 @@ def condense(
     m, n = matrix.shape
     if not triangle and is_small(m, n):
         return matrix.T, vector
+    if 0 < n <= _unrolled:
+        return gram_schmidt(matrix, vector)
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
     limit = _largest_panel(matrix.dtype)
@@ -259,15 +267,17 @@ def solve_condensed(
     if n == 0:
         return jnp.zeros_like(c, shape=(0,))
     largest = jnp.max(jnp.abs(st))
-    st = jnp.concatenate([st, c[None]])
-    eye = jnp.eye(n + 1, n, dtype=st.dtype)
-    if n <= _unrolled and is_small(k, n):
+    if n <= _unrolled:
         # Of size one, for the squares of small and of large entries.
         size = jnp.maximum(largest, root)
         size = jnp.where(size > 0, size, 1).astype(st.dtype)
-        by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
-        stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
-        return gram_schmidt_solve(stack / by) / size
+        eye = jnp.eye(n, dtype=st.dtype)
+        columns = jnp.concatenate([st / size, (root.astype(st.dtype) / size) * eye], 1)
+        c = jnp.concatenate([c, jnp.zeros_like(c, shape=(n,))])
+        rows = [[x / row[0] for x in row[1:]] for row in _products([*columns, c])]
+        return _back_substitution(rows) / size
+    st = jnp.concatenate([st, c[None]])
+    eye = jnp.eye(n + 1, n, dtype=st.dtype)
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > largest
     root_eye = root.astype(st.dtype) * eye
@@ -282,28 +292,57 @@ def solve_condensed(
     return solve_upper(rt[:n].T, rt[n])
 
 
-def gram_schmidt_solve(columns: Inexact[Array, "n_plus_1 k"]) -> Inexact[Array, " n"]:
-    """argmin ‖A x − b‖ for few columns: [A b]ᵀ, by the modified Gram–Schmidt method.
+def gram_schmidt(
+    matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
+    """As `condense`, for few columns, by the modified Gram–Schmidt method.
 
     Two operations a column, unrolled, where LAPACK's calls take longer than the
     arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
-    b is treated as a further column. Squares must neither under- nor overflow.
+    b is treated as a further column.
 
     Source: Björck, *Solving linear least squares problems by Gram–Schmidt
     orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
     """
-    n = columns.shape[0] - 1
-    rows = []  # of [R c], divided by their diagonals
-    for _ in range(n):
-        pivot, rest = columns[0], columns[1:]
-        products = matmul(columns, jnp.conj(pivot))
-        row = products[1:] / products[0]
-        rows.append(row)
-        columns = rest - row[:, None] * pivot[None]
-    x = []
-    for row in reversed(rows):
-        known = zip(row[:-1], reversed(x))
-        x.append(
-            row[-1] - sum((r * value for r, value in known), jnp.zeros_like(row[0]))
-        )
-    return jnp.stack(x[::-1])
+    columns = [*matrix.T, vector]
+    # Of size one, for the squares of small and of large entries.
+    largest = _reduce([jnp.abs(x) for x in columns], jnp.maximum)
+    sizes = [jnp.where(x > 0, x, 1).astype(matrix.dtype) for x in largest]
+    products = _products([x / size for x, size in zip(columns, sizes)])
+    rt = []  # [R c]ᵀ, a row of R at a time
+    for i, (square, *others) in enumerate(products):
+        root = jnp.sqrt(jnp.real(square)).astype(matrix.dtype)
+        by = jnp.where(root != 0, root, 1)
+        row = [jnp.zeros_like(root)] * i + [root, *(x / by for x in others)]
+        rt.append(jnp.stack([x * size for x, size in zip(row, sizes)]))
+    r = jnp.stack(rt)
+    return r[:, :-1].T, r[:, -1]
+
+
+def _products(columns: list[Inexact[Array, " k"]]) -> list[list[Inexact[Array, ""]]]:
+    """[q, a₁, a₂, …]: qᴴq, qᴴa₁, qᴴa₂, … of each column but the last, for q what the
+    columns before leave of it."""
+    out = []
+    while len(columns) > 1:
+        pivot, *rest = columns
+        adjoint = jnp.conj(pivot)
+        products = _reduce([adjoint * x for x in columns], jnp.add)
+        square = jnp.where(products[0] != 0, products[0], 1)
+        columns = [x - (p / square) * pivot for x, p in zip(rest, products[1:])]
+        out.append(products)
+    return out
+
+
+def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
+    """All in one pass; from 0."""
+    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
+    each = lambda xs, ys: tuple(op(x, y) for x, y in zip(xs, ys))
+    return list(lax.reduce(tuple(terms), zeros, each, (0,)))
+
+
+def _back_substitution(rows: list[list[Array]]) -> Inexact[Array, " n"]:
+    """R⁻¹ c, of the rows of [R c] right of a diagonal of ones."""
+    x: list[Array] = []
+    for *row, c in reversed(rows):
+        x.insert(0, c - sum((r * y for r, y in zip(row, x)), jnp.zeros_like(c)))
+    return jnp.stack(x)
