@@ -214,7 +214,8 @@ def condense(
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
     for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
-    of rows is factorised, and then the stack of their triangles.
+    of rows is factorised, and then the stack of their triangles; where n ≤ 4, none at
+    all, and `gram_schmidt` is faster.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
@@ -223,10 +224,11 @@ def condense(
     m, n = matrix.shape
     if not triangle and is_small(m, n):
         return matrix.T, vector
-    if 0 < n <= _unrolled:
-        return gram_schmidt(matrix, vector)
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
+    if 0 < n <= _unrolled:
+        rc: Any = gram_schmidt(columns)
+        return rc[:, :n].T, rc[:, n]
     limit = _largest_panel(matrix.dtype)
     small = columns.size <= limit
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
@@ -267,17 +269,16 @@ def solve_condensed(
     if n == 0:
         return jnp.zeros_like(c, shape=(0,))
     largest = jnp.max(jnp.abs(st))
+    st = jnp.concatenate([st, c[None]])
+    eye = jnp.eye(n + 1, n, dtype=st.dtype)
     if n <= _unrolled:
         # Of size one, for the squares of small and of large entries.
         size = jnp.maximum(largest, root)
         size = jnp.where(size > 0, size, 1).astype(st.dtype)
-        eye = jnp.eye(n, dtype=st.dtype)
-        columns = jnp.concatenate([st / size, (root.astype(st.dtype) / size) * eye], 1)
-        c = jnp.concatenate([c, jnp.zeros_like(c, shape=(n,))])
-        rows = [[x / row[0] for x in row[1:]] for row in _products([*columns, c])]
+        by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
+        stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
+        rows = [products[1:] / products[0] for products in _products(stack / by)]
         return _back_substitution(rows) / size
-    st = jnp.concatenate([st, c[None]])
-    eye = jnp.eye(n + 1, n, dtype=st.dtype)
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > largest
     root_eye = root.astype(st.dtype) * eye
@@ -292,10 +293,9 @@ def solve_condensed(
     return solve_upper(rt[:n].T, rt[n])
 
 
-def gram_schmidt(
-    matrix: Inexact[Array, "m n"], vector: Inexact[Array, " m"]
-) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
-    """As `condense`, for few columns, by the modified Gram–Schmidt method.
+@jax.custom_batching.custom_vmap
+def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
+    """[R c] of A = Q R, c = Qᴴ b, for few columns: [A b]ᵀ, by modified Gram–Schmidt.
 
     Two operations a column, unrolled, where LAPACK's calls take longer than the
     arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
@@ -304,33 +304,31 @@ def gram_schmidt(
     Source: Björck, *Solving linear least squares problems by Gram–Schmidt
     orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
     """
-    columns = [*matrix.T, vector]
     # Of size one, for the squares of small and of large entries.
+    largest = jnp.max(jnp.abs(columns), axis=1)
+    sizes = jnp.where(largest > 0, largest, 1).astype(columns.dtype)
+    return _triangle(_products(columns / sizes[:, None]), sizes)
+
+
+@gram_schmidt.def_vmap
+def _(axis_size, in_batched, columns):
+    del axis_size, in_batched
+    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
+
+
+def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
+    """As `gram_schmidt`: more operations, each of which reads its columns once."""
     largest = _reduce([jnp.abs(x) for x in columns], jnp.maximum)
-    sizes = [jnp.where(x > 0, x, 1).astype(matrix.dtype) for x in largest]
-    products = _products([x / size for x, size in zip(columns, sizes)])
-    rt = []  # [R c]ᵀ, a row of R at a time
-    for i, (square, *others) in enumerate(products):
-        root = jnp.sqrt(jnp.real(square)).astype(matrix.dtype)
-        by = jnp.where(root != 0, root, 1)
-        row = [jnp.zeros_like(root)] * i + [root, *(x / by for x in others)]
-        rt.append(jnp.stack([x * size for x, size in zip(row, sizes)]))
-    r = jnp.stack(rt)
-    return r[:, :-1].T, r[:, -1]
-
-
-def _products(columns: list[Inexact[Array, " k"]]) -> list[list[Inexact[Array, ""]]]:
-    """[q, a₁, a₂, …]: qᴴq, qᴴa₁, qᴴa₂, … of each column but the last, for q what the
-    columns before leave of it."""
-    out = []
-    while len(columns) > 1:
-        pivot, *rest = columns
+    sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
+    pivot, *rest = [x / size for x, size in zip(columns, sizes)]
+    products = []
+    while rest:
         adjoint = jnp.conj(pivot)
-        products = _reduce([adjoint * x for x in columns], jnp.add)
-        square = jnp.where(products[0] != 0, products[0], 1)
-        columns = [x - (p / square) * pivot for x, p in zip(rest, products[1:])]
-        out.append(products)
-    return out
+        square, *others = _reduce([adjoint * x for x in (pivot, *rest)], jnp.add)
+        products.append(jnp.stack([square, *others]))
+        square = jnp.where(square != 0, square, 1)
+        pivot, *rest = [x - (p / square) * pivot for x, p in zip(rest, others)]
+    return _triangle(products, jnp.stack(sizes))
 
 
 def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
@@ -340,9 +338,33 @@ def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, "
     return list(lax.reduce(tuple(terms), zeros, each, (0,)))
 
 
-def _back_substitution(rows: list[list[Array]]) -> Inexact[Array, " n"]:
+def _products(columns: Inexact[Array, "c k"]) -> list[Array]:
+    """(qᴴq, qᴴa₁, …) for each row of `columns` but the last.
+
+    q is what the rows before leave of it, the aⱼ what they leave of the rows after.
+    """
+    out = []
+    for _ in range(columns.shape[0] - 1):
+        pivot, rest = columns[0], columns[1:]
+        products = matmul(columns, jnp.conj(pivot))
+        square = jnp.where(products[0] != 0, products[0], 1)
+        columns = rest - (products[1:] / square)[:, None] * pivot[None]
+        out.append(products)
+    return out
+
+
+def _triangle(products: list[Array], sizes: Array) -> Inexact[Array, "n n_plus_1"]:
+    rows = []
+    for i, row in enumerate(products):
+        root = jnp.sqrt(jnp.real(row[0])).astype(row.dtype)
+        rows.append(jnp.pad(row / jnp.where(root != 0, root, 1), (i, 0)))
+    return jnp.stack(rows) * sizes[None, :]
+
+
+def _back_substitution(rows: list[Array]) -> Inexact[Array, " n"]:
     """R⁻¹ c, of the rows of [R c] right of a diagonal of ones."""
     x: list[Array] = []
-    for *row, c in reversed(rows):
-        x.insert(0, c - sum((r * y for r, y in zip(row, x)), jnp.zeros_like(c)))
-    return jnp.stack(x)
+    for row in reversed(rows):
+        known = zip(row[:-1], reversed(x))
+        x.append(row[-1] - sum((r * y for r, y in known), jnp.zeros_like(row[0])))
+    return jnp.stack(x[::-1])

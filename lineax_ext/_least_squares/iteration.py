@@ -135,6 +135,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         y, f, aux = jax.tree.map(choose, (state.y_eval, f_eval, aux_eval), last)
         descent_state = eqx.combine(dynamic, static)
         if whole:
+            assert jt is not None
             info = _info(f, lx.MatrixLinearOperator(jt.T))
             flat = ravel(y)
             descent_state = self.descent.query(flat, info, descent_state)
