@@ -318,8 +318,9 @@ def _(axis_size, in_batched, columns):
 
 def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
     """As `gram_schmidt`: more operations, each of which reads its columns once."""
-    largest = _reduce([jnp.abs(x) for x in columns], jnp.maximum)
+    largest = _reduce([jnp.abs(x) for x in columns[:-1]], jnp.maximum)
     sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
+    sizes.append(jnp.ones_like(sizes[0]))
     pivot, *rest = [x / size for x, size in zip(columns, sizes)]
     products = []
     while rest:
@@ -332,7 +333,7 @@ def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
 
 
 def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
-    """All in one pass; from 0."""
+    """All in one pass, from 0."""
     zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
     each = lambda xs, ys: tuple(op(x, y) for x, y in zip(xs, ys))
     return list(lax.reduce(tuple(terms), zeros, each, (0,)))
