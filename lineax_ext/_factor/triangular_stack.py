@@ -80,6 +80,8 @@ _dense = 64
 # Up to this n Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with n = 2, 0.7 for 1.3
 # with n = 4, and much faster in a batch. From n = 5 on it is longer in compiling.
 _unrolled = 4
+# For longer columns, outside of a batch, XLA calls its threads, and LAPACK is faster.
+_most_rows = 256
 
 
 def is_small(m: int, n: int) -> bool:
@@ -214,8 +216,8 @@ def condense(
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
     for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
-    of rows is factorised, and then the stack of their triangles; where n ≤ 4, none at
-    all, and `gram_schmidt` is faster.
+    of rows is factorised, and then the stack of their triangles; where n ≤ 4, few rows
+    and those of a batch go through `gram_schmidt`.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
@@ -227,9 +229,17 @@ def condense(
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
     if 0 < n <= _unrolled:
-        rc: Any = gram_schmidt(columns)
+        rc: Any = _few_columns(columns)
         return rc[:, :n].T, rc[:, n]
-    limit = _largest_panel(matrix.dtype)
+    return _by_householder(columns, triangle)
+
+
+def _by_householder(
+    columns: Inexact[Array, "n_plus_1 m"], triangle: bool
+) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
+    """`condense` by LAPACK, of [A b]ᵀ."""
+    n, m = columns.shape[0] - 1, columns.shape[1]
+    limit = _largest_panel(columns.dtype)
     small = columns.size <= limit
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
@@ -294,6 +304,20 @@ def solve_condensed(
 
 
 @jax.custom_batching.custom_vmap
+def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
+    """As `gram_schmidt`, of any length."""
+    if columns.shape[1] <= _most_rows:
+        return gram_schmidt(columns)
+    st, c = _by_householder(columns, True)
+    return jnp.concatenate([st.T, c[:, None]], axis=1)
+
+
+@_few_columns.def_vmap
+def _(axis_size, in_batched, columns):
+    del axis_size, in_batched
+    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
+
+
 def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
     """[R c] of A = Q R, c = Qᴴ b, for few columns: [A b]ᵀ, by modified Gram–Schmidt.
 
@@ -308,12 +332,6 @@ def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_p
     largest = jnp.max(jnp.abs(columns), axis=1)
     sizes = jnp.where(largest > 0, largest, 1).astype(columns.dtype)
     return _triangle(_products(columns / sizes[:, None]), sizes)
-
-
-@gram_schmidt.def_vmap
-def _(axis_size, in_batched, columns):
-    del axis_size, in_batched
-    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
 
 
 def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
