@@ -7,6 +7,7 @@ import jax.lax as lax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Inexact, PyTree
 
 from ._flat import cast, result_dtype, thaw, unravel
@@ -18,6 +19,11 @@ from ._structure.extract import (
     reader,
     untagged,
 )
+
+
+# Up to this many columns are written out one by one. In a batch this takes half as long
+# as a `vmap` over them, whose every column reads all that any of them depends on.
+_unrolled = 4
 
 
 def as_matrix(
@@ -42,6 +48,9 @@ def as_matrix(
     if count == 0:
         return jnp.zeros((m, n), read.dtype)
 
+    if read.by == "columns" and count <= _unrolled:
+        basis = np.eye(count, dtype=read.dtype)
+        return jnp.stack([read.apply(jnp.asarray(seed)) for seed in basis]).T
     if count * count <= 4 * m * n:
         # Not made anew for every chunk: the comparisons would be fused into whatever
         # is applied to them, and slowed the Jacobian of a network down by half.

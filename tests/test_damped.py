@@ -773,6 +773,26 @@ def test_condense_of_few_unknowns(m, n):
         assert st.shape[1] <= max(200, 8 * n)
 
 
+@in_turn("m, n, dtype", ((9, 1), (3, 3), (1000, 4)), (np.float32, np.complex128))
+def test_condense_of_few_unknowns_in_a_batch(m, n, dtype):
+    """Lanes of any size, with columns of zeros and such that depend on each other."""
+    a, b = normal((4, m, n), dtype), normal((4, m), dtype, seed=1)
+    a[1] *= np.finfo(dtype).tiny ** 0.9
+    a[2] *= np.logspace(-6, 6, n, dtype=a.real.dtype)
+    a[3, :, 0], a[3, :, -1] = a[3, :, -1], 0
+    sts, cs = map(np.asarray, jax.jit(jax.vmap(condense))(a, b))
+    assert sts.dtype == cs.dtype == dtype
+    for matrix, vector, st, c in zip(a, b, sts, cs):
+        assert np.all(np.triu(st, 1) == 0)
+        largest = np.max(np.abs(matrix), axis=0)
+        norms = np.where(largest == 0, 1, largest)
+        scaled = np.c_[matrix / norms, vector].astype(np.complex128)
+        condensed = np.c_[st.T / norms, c].astype(np.complex128)
+        gram = lambda x: (x.conj().T @ x)[:n]
+        tolerance = 30 * np.finfo(dtype).eps
+        assert_close(gram(condensed), gram(scaled), tolerance)
+
+
 def test_condense_of_dependent_columns():
     a, b = normal((3000, 20)), normal((3000,), seed=1)
     a[:, 7], a[:, 11] = 0, a[:, 3]

@@ -77,9 +77,11 @@ _most_right_hand_sides = 7
 _tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
-# Up to this n, and with few rows, Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with
-# n = 2, 0.7 for 1.3 with n = 4. From n = 5 on it is longer in compiling.
+# Up to this n Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with n = 2, 0.7 for 1.3
+# with n = 4, and much faster in a batch. From n = 5 on it is longer in compiling.
 _unrolled = 4
+# For longer columns, outside of a batch, XLA calls its threads, and LAPACK is faster.
+_most_rows = 256
 
 
 def is_small(m: int, n: int) -> bool:
@@ -87,8 +89,14 @@ def is_small(m: int, n: int) -> bool:
 
     A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
     [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
+    Of few columns a triangle is made without a call, and less is kept with it.
     """
-    return n <= _dense and m <= max(8 * n, 256 if n <= _unrolled else 64)
+    return _unrolled < n <= _dense and m <= max(8 * n, 64)
+
+
+def is_tiny(n: int) -> bool:
+    """Whether the triangle is made without LAPACK, by `gram_schmidt`."""
+    return n <= _unrolled
 
 
 def _compact_wy(vt: Array, taus: Array) -> Array:
@@ -208,7 +216,8 @@ def condense(
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
     for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
-    of rows is factorised, and then the stack of their triangles.
+    of rows is factorised, and then the stack of their triangles; where n ≤ 4, few rows
+    and those of a batch go through `gram_schmidt`.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
@@ -219,7 +228,18 @@ def condense(
         return matrix.T, vector
     # [A b] = Q [R c; 0 ·] has c = Qᴴ b, without an application of Q.
     columns = jnp.concatenate([matrix.T, vector[None]])
-    limit = _largest_panel(matrix.dtype)
+    if 0 < n <= _unrolled:
+        rc: Any = _few_columns(columns)
+        return rc[:, :n].T, rc[:, n]
+    return _by_householder(columns, triangle)
+
+
+def _by_householder(
+    columns: Inexact[Array, "n_plus_1 m"], triangle: bool
+) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
+    """`condense` by LAPACK, of [A b]ᵀ."""
+    n, m = columns.shape[0] - 1, columns.shape[1]
+    limit = _largest_panel(columns.dtype)
     small = columns.size <= limit
     if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
@@ -261,13 +281,14 @@ def solve_condensed(
     largest = jnp.max(jnp.abs(st))
     st = jnp.concatenate([st, c[None]])
     eye = jnp.eye(n + 1, n, dtype=st.dtype)
-    if n <= _unrolled and is_small(k, n):
+    if n <= _unrolled:
         # Of size one, for the squares of small and of large entries.
         size = jnp.maximum(largest, root)
         size = jnp.where(size > 0, size, 1).astype(st.dtype)
         by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
         stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
-        return gram_schmidt_solve(stack / by) / size
+        rows = [products[1:] / products[0] for products in _products(stack / by)]
+        return _back_substitution(rows) / size
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > largest
     root_eye = root.astype(st.dtype) * eye
@@ -282,28 +303,87 @@ def solve_condensed(
     return solve_upper(rt[:n].T, rt[n])
 
 
-def gram_schmidt_solve(columns: Inexact[Array, "n_plus_1 k"]) -> Inexact[Array, " n"]:
-    """argmin ‖A x − b‖ for few columns: [A b]ᵀ, by the modified Gram–Schmidt method.
+@jax.custom_batching.custom_vmap
+def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
+    """As `gram_schmidt`, of any length."""
+    if columns.shape[1] <= _most_rows:
+        return gram_schmidt(columns)
+    st, c = _by_householder(columns, True)
+    return jnp.concatenate([st.T, c[:, None]], axis=1)
+
+
+@_few_columns.def_vmap
+def _(axis_size, in_batched, columns):
+    del axis_size, in_batched
+    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
+
+
+def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
+    """[R c] of A = Q R, c = Qᴴ b, for few columns: [A b]ᵀ, by modified Gram–Schmidt.
 
     Two operations a column, unrolled, where LAPACK's calls take longer than the
     arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
-    b is treated as a further column. Squares must neither under- nor overflow.
+    b is treated as a further column.
 
     Source: Björck, *Solving linear least squares problems by Gram–Schmidt
     orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
     """
-    n = columns.shape[0] - 1
-    rows = []  # of [R c], divided by their diagonals
-    for _ in range(n):
+    # Of size one, for the squares of small and of large entries.
+    largest = jnp.max(jnp.abs(columns), axis=1)
+    sizes = jnp.where(largest > 0, largest, 1).astype(columns.dtype)
+    return _triangle(_products(columns / sizes[:, None]), sizes)
+
+
+def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
+    """As `gram_schmidt`: more operations, each of which reads its columns once."""
+    largest = _reduce([jnp.abs(x) for x in columns[:-1]], jnp.maximum)
+    sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
+    sizes.append(jnp.ones_like(sizes[0]))
+    pivot, *rest = [x / size for x, size in zip(columns, sizes)]
+    products = []
+    while rest:
+        adjoint = jnp.conj(pivot)
+        square, *others = _reduce([adjoint * x for x in (pivot, *rest)], jnp.add)
+        products.append(jnp.stack([square, *others]))
+        square = jnp.where(square != 0, square, 1)
+        pivot, *rest = [x - (p / square) * pivot for x, p in zip(rest, others)]
+    return _triangle(products, jnp.stack(sizes))
+
+
+def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
+    """All in one pass, from 0."""
+    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
+    each = lambda xs, ys: tuple(op(x, y) for x, y in zip(xs, ys))
+    return list(lax.reduce(tuple(terms), zeros, each, (0,)))
+
+
+def _products(columns: Inexact[Array, "c k"]) -> list[Array]:
+    """(qᴴq, qᴴa₁, …) for each row of `columns` but the last.
+
+    q is what the rows before leave of it, the aⱼ what they leave of the rows after.
+    """
+    out = []
+    for _ in range(columns.shape[0] - 1):
         pivot, rest = columns[0], columns[1:]
         products = matmul(columns, jnp.conj(pivot))
-        row = products[1:] / products[0]
-        rows.append(row)
-        columns = rest - row[:, None] * pivot[None]
-    x = []
+        square = jnp.where(products[0] != 0, products[0], 1)
+        columns = rest - (products[1:] / square)[:, None] * pivot[None]
+        out.append(products)
+    return out
+
+
+def _triangle(products: list[Array], sizes: Array) -> Inexact[Array, "n n_plus_1"]:
+    rows = []
+    for i, row in enumerate(products):
+        root = jnp.sqrt(jnp.real(row[0])).astype(row.dtype)
+        rows.append(jnp.pad(row / jnp.where(root != 0, root, 1), (i, 0)))
+    return jnp.stack(rows) * sizes[None, :]
+
+
+def _back_substitution(rows: list[Array]) -> Inexact[Array, " n"]:
+    """R⁻¹ c, of the rows of [R c] right of a diagonal of ones."""
+    x: list[Array] = []
     for row in reversed(rows):
         known = zip(row[:-1], reversed(x))
-        x.append(
-            row[-1] - sum((r * value for r, value in known), jnp.zeros_like(row[0]))
-        )
+        x.append(row[-1] - sum((r * y for r, y in known), jnp.zeros_like(row[0])))
     return jnp.stack(x[::-1])

@@ -10,9 +10,10 @@ import jax.lax as lax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Inexact, PyTree
+from jaxtyping import Array, Float, Inexact, PyTree
 
 from .._factor.product import matmul
+from .._factor.triangular_stack import is_tiny
 from .._flat import ravel
 from .._materialise import as_matrix
 from .._solver.damped_qr import TallPath
@@ -29,10 +30,23 @@ _largest = 2**16
 
 
 class _Kept(eqx.Module):
-    """What stands for `f_info` in the state: Jᵀ, whose rows are what is made."""
+    """What stands for `f_info` in the state: Jᵀ, whose rows are what is made.
+
+    `None` where the descent keeps a triangle, which tells the search as much.
+    """
 
     residual: PyTree[Array]
-    jt: Inexact[Array, "n m"]
+    loss: Float[Array, ""]
+    jt: Inexact[Array, "n m"] | None
+
+
+class _Model(optx.FunctionInfo.ResidualJac):
+    """J and r, or R and Qᴴ r of J = Q R, which differ in length by a constant."""
+
+    loss: Float[Array, ""]
+
+    def as_min(self):
+        return self.loss
 
 
 class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
@@ -41,7 +55,9 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     The same iteration, state and results. But where J has few entries, the state holds
     J in place of a function for its columns. Such a function closes over whatever the
     residuals went through, and to choose between the ones at two points takes a copy of
-    each: more than the arithmetic of a small step.
+    each: more than the arithmetic of a small step. Where the descent keeps a triangle R
+    of J, the state holds no J, and of up to four parameters the triangle is made in
+    every step: a batch does so anyhow, as it runs both branches of a choice.
     """
 
     def _keeps(self, y: PyTree, f_info: Any) -> bool:
@@ -62,7 +78,15 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             return state
         f_info = state.f_info
         shape = f_info.jac.in_size(), f_info.jac.out_size()
-        kept: Any = _Kept(f_info.residual, jnp.zeros(shape, ravel(y).dtype))
+        problem = state.descent_state.problem
+        triangle = isinstance(problem, TallPath) and not problem.whole
+        # Moré's search takes differences of residuals.
+        if triangle and isinstance(self.search, optx.ClassicalTrustRegion):
+            jt = None
+        else:
+            jt = jnp.zeros(shape, ravel(y).dtype)
+        loss = f_info.as_min()
+        kept: Any = _Kept(f_info.residual, jnp.zeros_like(loss), jt)
         return dataclasses.replace(state, f_info=kept)
 
     def step(self, fn, y, args, options, state, tags):
@@ -70,29 +94,28 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             ended = lambda state: state.descent_state.ended
             state = eqx.tree_at(ended, state, state.terminate)
             return super().step(fn, y, args, options, state, tags)
-        f, jt = state.f_info.residual, state.f_info.jt
+        f, loss, jt = state.f_info.residual, state.f_info.loss, state.f_info.jt
         f_eval, columns, aux_eval = jax.linearize(
             lambda y: fn(y, args), state.y_eval, has_aux=True
         )
         flat: Any = ravel(y)
         flat_eval: Any = ravel(state.y_eval)
+        loss_eval = optx.FunctionInfo.Residual(f_eval).as_min()
 
+        problem = state.descent_state.problem
+        st, c = (problem.st, problem.c) if jt is None else (jt, ravel(f))
         # A product with Jᵀ as it lies there.
         product = lx.FunctionLinearOperator(
-            lambda x, jt=jt: matmul(x, jt), jax.eval_shape(lambda: flat_eval)
+            lambda x: matmul(x, st), jax.eval_shape(lambda: flat_eval)
         )
-        f_info, f_eval_info = _info(f, product), _info(f_eval, product)
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step, flat, flat_eval, f_info, f_eval_info,
-            state.search_state,
+            state.first_step, flat, flat_eval, _Model(c, product, loss),
+            _Model(ravel(f_eval), product, loss_eval), state.search_state,
         )  # fmt: skip
-        loss, loss_eval = f_info.as_min(), f_eval_info.as_min()
         settled = self._settled(state.y_eval, f_eval, y, f)
         choose = ft.partial(jnp.where, accept)
-        finite = choose(jnp.isfinite(loss_eval), jnp.isfinite(loss))
 
         # Where no factor is kept, all but J is chosen more cheaply than by a branch.
-        problem = state.descent_state.problem
         whole = isinstance(problem, TallPath) and problem.whole
         dynamic, static = eqx.partition(state.descent_state, eqx.is_array)
 
@@ -104,16 +127,22 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
                 descent_state = eqx.combine(dynamic, static)
                 descent_state = self.descent.query(flat_eval, info, descent_state)
                 dynamic = eqx.filter(descent_state, eqx.is_array)
-            return matrix.T, dynamic
+            return None if jt is None else matrix.T, dynamic
 
-        jt, dynamic = lax.cond(accept, accepted, lambda x: (jt, x), dynamic)
+        if jt is None and is_tiny(flat.size):
+            dynamic = jax.tree.map(choose, accepted(dynamic)[1], dynamic)
+        else:
+            jt, dynamic = lax.cond(accept, accepted, lambda x: (jt, x), dynamic)
         last = y, f, state.aux
         y, f, aux = jax.tree.map(choose, (state.y_eval, f_eval, aux_eval), last)
         descent_state = eqx.combine(dynamic, static)
         if whole:
+            assert jt is not None
             info = _info(f, lx.MatrixLinearOperator(jt.T))
             flat = ravel(y)
             descent_state = self.descent.query(flat, info, descent_state)
+        new_loss = choose(loss_eval, loss)
+        finite = jnp.isfinite(new_loss)
         descent_state = dataclasses.replace(descent_state, finite=finite)
 
         self.verbose(
@@ -142,7 +171,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             first_step=jnp.array(False),
             y_eval=jax.tree.map(jnp.add, y, descent),
             search_state=search_state,
-            f_info=_Kept(f, jt),
+            f_info=_Kept(f, new_loss, jt),
             aux=aux,
             descent_state=descent_state,
             terminate=accept & settled,
