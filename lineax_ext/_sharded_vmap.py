@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
@@ -77,17 +78,18 @@ def sharded_vmap(
             )
         return traced(*args, *_undifferentiated(closed_over))
 
-    def spec(axis):
+    def spec(axis, arg):
         if axis is None:
             return PartitionSpec()
-        return PartitionSpec(*[None] * axis, axes)
+        split = lambda x: PartitionSpec(*[None] * (axis % jnp.ndim(x)), axes)
+        return jtu.tree_map(split, arg)
 
     def mapped(*args):
         each = (in_axes,) * len(args) if isinstance(in_axes, int | None) else in_axes
         return jax.shard_map(
             here,
             mesh=mesh_here(lanes),
-            in_specs=tuple(spec(axis) for axis in each),
+            in_specs=tuple(map(spec, each, args)),
             out_specs=PartitionSpec(axes),
             axis_names=frozenset(axes),
             check_vma=False,

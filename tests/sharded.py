@@ -656,6 +656,17 @@ def ensembles_of_fits_do_not_communicate():
 
 
 @check
+def ensembles_by_any_axis():
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(s) for s in ((3, 8), (8, 3), (2, 8, 3)))
+    fn = lambda a, b, c, d: d * jnp.sum(a * b * jnp.sum(c, axis=0))
+    expected = [np.sum(a[:, i] * b[i] * c[:, i]) for i in range(8)]
+    for axes in ((-1, 0, 1, None), (1, -2, -2, None)):
+        mapped = jax.jit(lxe.sharded_vmap(fn, line(), axes))
+        assert_close(mapped(a, b, c, 2.0), 2 * np.array(expected), 1e-12)
+
+
+@check
 def ensembles_of_differential_equations_do_not_communicate():
     lanes = line()
     decays = np.logspace(0, 3, 16)

@@ -6,8 +6,8 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import Entries, Sparse
-from .._structure.detect import detect
-from .._structure.pattern import full, Pattern
+from .._structure.detect import detect_in_shape
+from .._structure.pattern import check_fits, full, Pattern
 from .._tags import definiteness
 from .arranged import Arranged
 from .orientation import frozen
@@ -21,15 +21,11 @@ def entries_of(
     The pattern is found, unless it is given.
     """
     operator = frozen(operator, solver)
-    shape = operator.out_size(), operator.in_size()
     if pattern is None:
-        found = detect(operator)
+        shape, found = detect_in_shape(operator)
         pattern = full(*shape) if found is None else found
-    elif pattern.shape != shape:
-        raise ValueError(
-            f"`{solver}(pattern=…)` was given a pattern of shape {pattern.shape}, and "
-            f"an operator of shape {shape}."
-        )
+    else:
+        check_fits(pattern, operator, f"{solver}(pattern=…)")
     return Entries(operator, pattern), pattern
 
 
