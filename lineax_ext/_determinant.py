@@ -65,7 +65,8 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
 
     **Raises:**
 
-    `ValueError` if the operator is not square.
+    `ValueError` if the operator is not square, and for a sparse one of whose pattern
+    every matrix is singular.
     """
     return _slogdet(operator)
 
