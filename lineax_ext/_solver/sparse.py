@@ -74,8 +74,8 @@ class SparseLU(_AbstractSparse):
     circuit or a small grid, a CPU goes through them one by one, in a loop that takes 10
     ns for each and compiles in a second; there rows do not change places. A pivot that
     is too small is raised, and the residual is taken down by refinement and then by
-    GMRES, with the factors as preconditioner; only where |L| |D| |U| is of the size of
-    A, so that no residual has to be looked at, is it not.
+    GMRES, with the factors as preconditioner. Where entries are factorised one by one
+    and |L| |D| |U| is of the size of A, no residual has to be looked at.
 
     Rows and columns are scaled by powers of two. A solution has a residual of 64 ε
     (‖A‖ ‖x‖ + ‖b‖) at most; where that cannot be reached, `RESULTS.singular` says so.
