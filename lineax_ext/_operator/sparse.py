@@ -39,7 +39,8 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
 
     **Arguments:**
 
-    - `values`: the entries, in the order of `pattern`: by rows, then by columns.
+    - `values`: the entries, in the order of `pattern`: by rows, then by columns. Of a
+        sparse matrix of SciPy, `matrix.tocsr().sorted_indices().data` has that order.
     - `pattern`: a [`lineax_ext.Pattern`][]. Static: operators with other values and an
         equal pattern share one compiled program.
     - `tags`: what else is known of the matrix, as for `lineax.MatrixLinearOperator`.
