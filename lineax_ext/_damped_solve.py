@@ -59,7 +59,9 @@ def damped_solve(
     - `operator`: A, any linear operator, m×n.
     - `vector`: b, with the structure of the output of A.
     - `damping`: λ ≥ 0, a real scalar.
-    - `solver`: [`lineax_ext.DampedQR`][] or [`lineax_ext.DampedSVD`][].
+    - `solver`: [`lineax_ext.DampedQR`][], [`lineax_ext.DampedSVD`][], for a sparse A
+        [`lineax_ext.DampedSparse`][], or any other
+        [`lineax_ext.AbstractDampedSolver`][].
     - `scale`: the diagonal of D > 0, a pytree like the input of A. Default: ones.
     - `options`: passed on to the solver.
     - `state`: `solver.init(operator, options)`, of the undamped operator. It is good

@@ -18,6 +18,7 @@ from ._materialise import as_matrix
 from ._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from ._operator.sparse import SparseMatrixLinearOperator
 from ._solver.block_tridiagonal import BlockTridiagonal
+from ._solver.orientation import frozen
 from ._structure.extract import untagged
 from ._structure.pattern import has_structure
 from ._tags import definiteness
@@ -65,7 +66,8 @@ def slogdet(operator: lx.AbstractLinearOperator) -> tuple[_Scalar, _Scalar]:
 
     **Raises:**
 
-    `ValueError` if the operator is not square.
+    `ValueError` if the operator is not square, and for a sparse one of whose pattern
+    every matrix is singular.
     """
     return _slogdet(operator)
 
@@ -233,10 +235,25 @@ def _factorise(operator, definite: int = 0) -> Factored:
 
 
 def _linear_solve(operator, vector, solver=None):
-    """On flat vectors."""
+    """On flat vectors, with derivatives that are nan where the vector is.
+
+    Those of `lx.linear_solve` raise an error there, whatever `throw` says.
+    """
     solver = lx.AutoLinearSolver(well_posed=True) if solver is None else solver
-    vector = unravel(vector, operator.out_structure())
-    return ravel(lx.linear_solve(operator, vector, solver, throw=False).value)
+    structure = operator.in_structure(), operator.out_structure()
+    state = solver.init(frozen(operator, "slogdet"), {})
+    turned, _ = solver.transpose(state, {})
+
+    def solve(state, structure, b):
+        x, *_ = solver.compute(state, unravel(b, structure), {})
+        return ravel(x).astype(vector.dtype)
+
+    return lax.custom_linear_solve(
+        lambda x: ravel(operator.mv(unravel(x, structure[0]))).astype(vector.dtype),
+        vector,
+        lambda _, b: solve(state, structure[1], b),
+        lambda _, b: solve(turned, structure[0], b),
+    )
 
 
 def _identity(operator) -> Factored:

@@ -190,8 +190,17 @@ def _of_class(cls: type, solver: Any) -> Any:
     return out
 
 
-def _subclass(cls: type, **attributes) -> type:
+def _restored(make: Callable[[type], type], plain: type, fields: dict) -> Any:
+    out = object.__new__(make(plain))
+    for name, value in fields.items():
+        object.__setattr__(out, name, value)
+    return out
+
+
+def _subclass(make: Callable[[type], type], cls: type, **attributes) -> type:
+    """`make` is the function that is asked for it, again where it is unpickled."""
     attributes |= {"__doc__": cls.__doc__, "__module__": __name__}
+    attributes["__reduce__"] = lambda self: (_restored, (make, cls, vars(self)))
     name = f"Structured{cls.__name__}"
     out = types.new_class(name, (cls,), {}, lambda body: body.update(attributes))
     _plain[out] = cls
@@ -218,7 +227,7 @@ def _structured_class(cls: Any) -> type:
             self = _with_root_finder(self, _FirstExplicit(self.root_finder))
         return inner_step(self, terms, t0, t1, y0, args, solver_state, made_jump)
 
-    return _subclass(cls, step=step)
+    return _subclass(_structured_class, cls, step=step)
 
 
 @ft.cache
@@ -227,7 +236,9 @@ def _wrapper_class(cls: type) -> type:
     # has none of them.
     names = ("root_finder", "root_find_max_steps", "scan_kind")
     of_inner = lambda name: property(lambda self: getattr(self.solver, name))
-    return _subclass(cls, **{x: of_inner(x) for x in names if not hasattr(cls, x)})
+    return _subclass(
+        _wrapper_class, cls, **{x: of_inner(x) for x in names if not hasattr(cls, x)}
+    )
 
 
 #

@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import jax.tree_util as jtu
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
+from jaxtyping import ArrayLike, PyTree
 
 from ._solver.sharding import axes_of, check_sharding, mesh_here
 
@@ -61,7 +63,8 @@ def sharded_vmap(
     **Raises:**
 
     `ValueError` for `lanes` that name no axis of a mesh, for a number of lanes that is
-    no multiple of the number of devices, and on differentiating from outside.
+    no multiple of the number of devices, for `in_axes` that the arguments do not have,
+    and on differentiating from outside.
     """
     check_sharding(lanes, "sharded_vmap(lanes=...)")
     axes = axes_of(lanes)
@@ -77,23 +80,41 @@ def sharded_vmap(
             )
         return traced(*args, *_undifferentiated(closed_over))
 
-    def spec(axis):
-        if axis is None:
-            return PartitionSpec()
-        return PartitionSpec(*[None] * axis, axes)
-
     def mapped(*args):
         each = (in_axes,) * len(args) if isinstance(in_axes, int | None) else in_axes
+        if len(each) != len(args):
+            raise ValueError(
+                f"`sharded_vmap(in_axes=…)` has {len(each)} axes, for {len(args)} "
+                "arguments."
+            )
         return jax.shard_map(
             here,
             mesh=mesh_here(lanes),
-            in_specs=tuple(spec(axis) for axis in each),
+            in_specs=tuple(_spec(arg, axis, axes) for arg, axis in zip(args, each)),
             out_specs=PartitionSpec(axes),
             axis_names=frozenset(axes),
             check_vma=False,
         )(*_undifferentiated(args))
 
     return mapped
+
+
+def _spec(arg: PyTree[ArrayLike], axis: int | None, axes: tuple[str, ...]) -> Any:
+    """How the arrays of an argument are split, if `axis` counts their lanes."""
+    if axis is None:
+        return PartitionSpec()
+
+    def split(x):
+        rank = jnp.ndim(x)
+        if not -rank <= axis < rank:
+            raise ValueError(
+                f"`sharded_vmap` was given an array of shape {jnp.shape(x)}, which has "
+                f"no axis {axis} that counts the lanes. With `None` in `in_axes` all "
+                "lanes share it."
+            )
+        return PartitionSpec(*[None] * (axis % rank), axes)
+
+    return jtu.tree_map(split, arg)
 
 
 @jax.custom_jvp

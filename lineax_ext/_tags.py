@@ -10,6 +10,25 @@ def tag_set(tags: object) -> frozenset[object]:
         return frozenset([tags])
 
 
+def retagged(
+    operator: lx.AbstractLinearOperator, tags: object
+) -> lx.AbstractLinearOperator:
+    """The same operator with these tags in place of its own; itself, if it is of a
+    class of lineax that takes none."""
+    if isinstance(operator, lx.JacobianLinearOperator):
+        fn, x, args, jac = operator.fn, operator.x, operator.args, operator.jac
+        return lx.JacobianLinearOperator(fn, x, args, tags, jac, closure_convert=False)
+    if isinstance(operator, lx.FunctionLinearOperator):
+        fn, structure = operator.fn, operator.in_structure()
+        return lx.FunctionLinearOperator(fn, structure, tags, closure_convert=False)
+    if isinstance(operator, lx.MatrixLinearOperator):
+        return lx.MatrixLinearOperator(operator.matrix, tags)
+    if isinstance(operator, lx.PyTreeLinearOperator):
+        pytree, structure = operator.pytree, operator.out_structure()
+        return lx.PyTreeLinearOperator(pytree, structure, tags)
+    return operator
+
+
 def definiteness(operator: lx.AbstractLinearOperator) -> int:
     """1, −1 or 0: positive semidefinite, negative semidefinite, or no such tag."""
     if lx.is_positive_semidefinite(operator):

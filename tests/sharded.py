@@ -657,6 +657,17 @@ def ensembles_of_fits_do_not_communicate():
 
 
 @check
+def ensembles_by_any_axis():
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.standard_normal(s) for s in ((3, 8), (8, 3), (2, 8, 3)))
+    fn = lambda a, b, c, d: d * jnp.sum(a * b * jnp.sum(c, axis=0))
+    expected = [np.sum(a[:, i] * b[i] * c[:, i]) for i in range(8)]
+    for axes in ((-1, 0, 1, None), (1, -2, -2, None)):
+        mapped = jax.jit(lxe.sharded_vmap(fn, line(), axes))
+        assert_close(mapped(a, b, c, 2.0), 2 * np.array(expected), 1e-12)
+
+
+@check
 def ensembles_of_differential_equations_do_not_communicate():
     lanes = line()
     decays = np.logspace(0, 3, 16)
@@ -848,6 +859,9 @@ def errors():
     total = lambda x: jnp.sum(lxe.sharded_vmap(jnp.sum, rows)(x))
     assert "from outside" in message(lambda: jax.grad(total)(jnp.ones((8, 2))))
     assert "divisible" in message(lambda: total(jnp.ones((7, 2))))
+    assert "no axis 0" in message(lambda: total(1.0))
+    both = lxe.sharded_vmap(jnp.dot, rows, (0,))
+    assert "1 axes, for 2" in message(lambda: both(jnp.ones(8), jnp.ones(8)))
     t = jnp.linspace(0, 1, 16)
     backward = lx.JacobianLinearOperator(waves, jnp.ones(2), t, jac="bwd")
     assert "'bwd'" in message(lambda: lxe.QRMultiply(rows=rows).init(backward, {}))

@@ -612,6 +612,27 @@ def test_negative_determinant():
         lxe.logdet(matrix_operator(matrix))
 
 
+@pytest.mark.parametrize(
+    "make",
+    (
+        lambda d: lx.TridiagonalLinearOperator(d, 0.1 * d[1:], 0.2 * d[1:]),
+        lambda d: lx.MatrixLinearOperator(jnp.diag(d), lx.upper_triangular_tag),
+        lambda d: lxe.BlockTridiagonalLinearOperator(
+            d[:, None, None], 0.1 * d[1:, None, None], 0.2 * d[1:, None, None]
+        ),
+    ),
+)
+def test_derivative_of_what_is_invalid(make):
+    """nan, as asked for, and not an error of the solver that meets it."""
+
+    def loss(d):
+        return sum(lxe.inv_quad_logdet(make(d), jnp.ones(3), throw=False))
+
+    grads = jax.jit(jax.vmap(jax.grad(loss)))(np.array([[1.0, -2, 3], [1, 2, 3]]))
+    assert np.all(np.isnan(grads[0]))
+    assert_close(grads[1], gradient(loss, np.array([1.0, 2, 3])), 1e-8)
+
+
 @over_double_dtypes
 @pytest.mark.parametrize("n", (0, 1))
 @pytest.mark.parametrize(

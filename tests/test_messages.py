@@ -7,6 +7,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
+from jax.experimental import sparse as jsparse
 
 import lineax_ext as lxe
 
@@ -63,6 +64,10 @@ MISTAKES = {
         lambda: lxe.SparseMatrixLinearOperator(jnp.ones((7, 3)), _pattern),
         r"as many as its pattern has, 3; found \(7, 3\)",
     ),
+    "a product with a vector of another shape": (
+        lambda: _sparse.mv(jnp.ones(4)),
+        r"of shape \(3, 3\) was applied to a vector of shape \(4,\)",
+    ),
     # Matrices in place of operators, classes in place of instances
     "a matrix, damped": (
         lambda: lxe.damped_solve(jnp.asarray(_a), jnp.ones(5), 0.1),
@@ -75,6 +80,22 @@ MISTAKES = {
     "the determinant of a matrix": (
         lambda: lxe.logdet(jnp.eye(3)),
         "`logdet` needs.*an array.*`lineax.MatrixLinearOperator`",
+    ),
+    "the Gram operator of a matrix": (
+        lambda: lxe.GramLinearOperator(jnp.asarray(_a)),
+        r"`GramLinearOperator` needs.*an array of shape \(5, 3\)",
+    ),
+    "the tags of a matrix": (
+        lambda: lxe.check_tags(jnp.eye(3), key=jax.random.key(0)),
+        "`check_tags` needs.*an array",
+    ),
+    "the pattern of a matrix": (
+        lambda: lxe.check_pattern(jnp.eye(3), _pattern, key=jax.random.key(0)),
+        "`check_pattern` needs.*an array",
+    ),
+    "a damped solver's class": (
+        _fit(linear_solver=lxe.DampedQR),
+        "found the class `DampedQR` itself, not an instance",
     ),
     "a class": (
         lambda: lxe.TaggedLinearSolver(lx.Tridiagonal, lx.tridiagonal_tag),
@@ -93,6 +114,28 @@ MISTAKES = {
     "the same, in an operator": (
         lambda: lxe.SparseMatrixLinearOperator(jnp.ones(3), _pattern.to_scipy()),
         "`lineax_ext.Pattern.from_scipy",
+    ),
+    "the same, to be checked": (
+        lambda: lxe.check_pattern(_double, _pattern.to_scipy(), key=jax.random.key(0)),
+        r"`check_pattern\(pattern=…\)` must be a `lineax_ext.Pattern`",
+    ),
+    "the number of unknowns as shape": (
+        lambda: lxe.Pattern([0], [0], 3),
+        r"a `shape` \(m, n\).*found 3",
+    ),
+    "the shape of a batch": (
+        lambda: lxe.Pattern([0], [0], (2, 3, 3)),
+        r"a `shape` \(m, n\).*found \(2, 3, 3\)",
+    ),
+    "a number in place of True": (
+        lambda: _auto(well_posed=1),
+        "must be `None`, `True` or `False`",
+    ),
+    "a BCSR as BCOO": (
+        lambda: lxe.SparseMatrixLinearOperator.from_bcoo(
+            jsparse.BCSR.fromdense(jnp.eye(3))
+        ),
+        "needs a `jax.experimental.sparse.BCOO`; found a `BCSR`",
     ),
     "a dense matrix as pattern": (
         lambda: lxe.Pattern.from_scipy(np.eye(3)),

@@ -434,6 +434,11 @@ def test_colours(by):
         assert found.colours.max(initial=-1) < found.count or lines.shape[1] == 0
 
 
+def test_what_another_thread_takes_out_of_the_cache(monkeypatch):
+    monkeypatch.setattr(detection, "_cache_size", 0)
+    assert len(lxe.infer_pattern(lambda y, _: jnp.cumsum(y), jnp.ones(5))) == 15
+
+
 #
 # check_pattern
 #

@@ -149,6 +149,17 @@ def test_singular(bad):
     assert not _result(VALUES, normal((N,)))
 
 
+@pytest.mark.parametrize("solver, tags", ((LU, ()), (CHOLESKY, DEFINITE)))
+def test_empty(solver, tags):
+    pattern = lxe.Pattern([], [], (0, 0))
+    sparse = lxe.SparseMatrixLinearOperator(jnp.zeros(0), pattern, tags)
+    struct = jax.ShapeDtypeStruct((0,), np.float64)
+    for operator in (sparse, lx.FunctionLinearOperator(lambda x: x, struct, tags)):
+        solution = lx.linear_solve(operator, np.zeros(0), solver)
+        assert solution.value.shape == (0,)
+        assert solution.result == lx.RESULTS.successful
+
+
 def test_not_definite():
     operator = lxe.SparseMatrixLinearOperator(-jnp.asarray(SPD), PATTERN, DEFINITE)
     solution = lx.linear_solve(operator, normal((N,)), CHOLESKY, throw=False)

@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import functools as ft
 import inspect
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -550,6 +551,13 @@ def test_is_a_diffrax_solver(method):
         assert getattr(solver, name) == getattr(plain, name)
     again = lxe.structured(lxe.structured(method()))
     assert type(again) is type(solver)
+    assert jax.tree.structure(again) == jax.tree.structure(solver)
+
+
+@pytest.mark.parametrize("method", (dfx.Kvaerno3, dfx.KenCarp4, dfx.ImplicitEuler))
+def test_pickled(method):
+    solver = lxe.structured(dfx.HalfSolver(method(root_finder=VERY_CHORD)))
+    again = pickle.loads(pickle.dumps(solver))
     assert jax.tree.structure(again) == jax.tree.structure(solver)
 
 

@@ -85,6 +85,8 @@ class Entries:
 
 def _take(source: Inexact[Array, " size"], at: np.ndarray) -> Inexact[Array, "..."]:
     """`source[at]`: slices, where `at` is made of few of them; a gather, if not."""
+    if at.size == 0:
+        return jnp.zeros(at.shape, source.dtype)
     lines = at.reshape(-1, at.shape[-1])
     if not (len(lines) <= _SLICES and at.shape[-1] > 1):
         return source[at]

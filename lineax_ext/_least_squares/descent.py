@@ -11,6 +11,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Inexact, PyTree, Scalar, ScalarLike
 
+from .._checks import called
 from .._flat import (
     freeze,
     FrozenStructure,
@@ -136,8 +137,7 @@ class AbstractFactorisedDescent(
             raise ValueError(
                 f"`{name}(linear_solver=...)` needs a solver that can damp, "
                 "`lineax_ext.DampedQR()`, `lineax_ext.DampedSVD()` or, for a sparse "
-                "Jacobian, `lineax_ext.DampedSparse()`; found a "
-                f"`{type(solver).__name__}`."
+                f"Jacobian, `lineax_ext.DampedSparse()`; found {called(solver)}."
             )
         if getattr(solver, "damping", None) is not None:
             raise ValueError(

@@ -10,6 +10,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike, Shaped
 
+from .._checks import check_operator
 from .._flat import is_complex, ravel, result_dtype, tree_size, unravel
 from .._materialise import as_matrix, as_pytree_operator
 from .._structure.extract import (
@@ -125,6 +126,7 @@ class GramLinearOperator(lx.AbstractLinearOperator):
         centre: bool = False,
         shift: ScalarLike = 0.0,
     ):
+        check_operator(operator, "GramLinearOperator")
         outputs = operator.out_structure()
         if centre:
             sample_count(outputs)

@@ -15,7 +15,7 @@ from .._checks import called
 from .._factor.sparse_product import sparse_product
 from .._flat import is_complex
 from .._structure.known import known_entries, known_pattern, locate
-from .._structure.pattern import Pattern
+from .._structure.pattern import check_is_pattern, Pattern
 from .._tags import tag_set
 
 
@@ -39,7 +39,8 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
 
     **Arguments:**
 
-    - `values`: the entries, in the order of `pattern`: by rows, then by columns.
+    - `values`: the entries, in the order of `pattern`: by rows, then by columns. Of a
+        sparse matrix of SciPy, `matrix.tocsr().sorted_indices().data` has that order.
     - `pattern`: a [`lineax_ext.Pattern`][]. Static: operators with other values and an
         equal pattern share one compiled program.
     - `tags`: what else is known of the matrix, as for `lineax.MatrixLinearOperator`.
@@ -58,12 +59,7 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
     def __init__(
         self, values: Shaped[Array, " entries"], pattern: Pattern, tags: object = ()
     ):
-        if not isinstance(pattern, Pattern):
-            raise ValueError(
-                "`SparseMatrixLinearOperator(values, pattern)` needs a "
-                f"`lineax_ext.Pattern`; found {called(pattern)}. That of a sparse "
-                "matrix of SciPy is `lineax_ext.Pattern.from_scipy(matrix)`."
-            )
+        check_is_pattern(pattern, "SparseMatrixLinearOperator(pattern=…)")
         values = jnp.asarray(values)
         if values.shape != (len(pattern),):
             raise ValueError(
@@ -79,14 +75,16 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         """That of a `jax.experimental.sparse.BCOO`, differentiable in its `data`.
 
         Entries with the same indices are added up. Those outside of the matrix, by
-        which BCOO pads, are left out.
+        which BCOO pads, are left out. A `BCSR` has a `to_bcoo()`.
 
         **Raises:**
 
         `ValueError` for a matrix with batch or dense axes, and for one whose indices
         are traced: the pattern must be known while JAX traces.
         """
-        if not hasattr(matrix, "n_batch"):
+        from jax.experimental import sparse as jsparse
+
+        if not isinstance(matrix, jsparse.BCOO):
             raise ValueError(
                 "`SparseMatrixLinearOperator.from_bcoo` needs a "
                 f"`jax.experimental.sparse.BCOO`; found {called(matrix)}."
@@ -103,10 +101,11 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
                 "the `Pattern` outside of `jit` and `vmap`, and pass only the values "
                 "through them."
             )
+        m, n = matrix.shape
         rows, cols = np.asarray(matrix.indices, np.int64).T
-        inside = (rows >= 0) & (rows < matrix.shape[0])
-        inside = np.flatnonzero(inside & (cols >= 0) & (cols < matrix.shape[1]))
-        pattern = Pattern(rows[inside], cols[inside], matrix.shape)
+        inside = (rows >= 0) & (rows < m) & (cols >= 0) & (cols < n)
+        inside = np.flatnonzero(inside)
+        pattern = Pattern(rows[inside], cols[inside], (m, n))
         at = locate(pattern, rows[inside], cols[inside])
         values = matrix.data[inside]
         if len(pattern) == len(at):
@@ -116,6 +115,11 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         return SparseMatrixLinearOperator(values, pattern, tags)
 
     def mv(self, vector: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        if jnp.shape(vector) != self.pattern.shape[1:]:  # a gather would not notice
+            raise ValueError(
+                f"A `SparseMatrixLinearOperator` of shape {self.pattern.shape} was "
+                f"applied to a vector of shape {jnp.shape(vector)}."
+            )
         return sparse_product(self.values, self.pattern, vector)
 
     def as_matrix(self) -> Inexact[Array, "m n"]:

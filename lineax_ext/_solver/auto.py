@@ -11,13 +11,17 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
-from .._checks import called
 from .._flat import ravel, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
 from .._structure.extract import untagged
 from .._structure.known import known_pattern
-from .._structure.pattern import has_structure, Pattern
+from .._structure.pattern import (
+    check_fits,
+    check_is_pattern,
+    has_structure,
+    Pattern,
+)
 from .._tags import definiteness
 from .arranged import Arranged
 from .block_tridiagonal import BlockTridiagonal
@@ -147,16 +151,13 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 "`AutoStructuredLinearSolver` was given a pattern for its first "
                 "argument, `well_posed`. Pass it by name: `pattern=…`."
             )
-        if self.well_posed not in (None, True, False):
+        if not any(self.well_posed is x for x in (None, True, False)):
             raise ValueError(
                 f"`AutoStructuredLinearSolver(well_posed={self.well_posed!r})` must be "
                 "`None`, `True` or `False`."
             )
-        if not isinstance(self.pattern, Pattern | None):
-            raise ValueError(
-                "`AutoStructuredLinearSolver(pattern=…)` must be a "
-                f"`lineax_ext.Pattern`; found {called(self.pattern)}."
-            )
+        if self.pattern is not None:
+            check_is_pattern(self.pattern, "AutoStructuredLinearSolver(pattern=…)")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
@@ -169,11 +170,8 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 "pass `well_posed=None` or `well_posed=False`."
             )
         pattern = known_pattern(operator) if self.pattern is None else self.pattern
-        if pattern is not None and pattern.shape != (m, n):
-            raise ValueError(
-                "`AutoStructuredLinearSolver(pattern=…)` was given a pattern of shape "
-                f"{pattern.shape}, and an operator of shape {(m, n)}."
-            )
+        if pattern is not None:
+            check_fits(pattern, operator, "AutoStructuredLinearSolver(pattern=…)")
         inner, solver = untagged(operator), None
         if pattern is None and has_structure(operator):
             # As without the tags: lineax's `None` takes a pseudoinverse for diagonals.

@@ -12,10 +12,10 @@ from .._factor.sparse_normal import gram, products
 from .._flat import is_complex
 from .._structure.detect import detect
 from .._structure.extract import untagged
-from .._structure.pattern import Pattern
+from .._structure.pattern import check_fits, check_is_pattern, Pattern
 from .damped import AbstractDampedSolver, unwrap
 from .damped_qr import DampedQR, DampedQRState
-from .damped_sparse import check_pattern, DampedSparse, DampedSparseState, way
+from .damped_sparse import DampedSparse, DampedSparseState, way
 from .orientation import frozen
 from .sharding import find_rows
 
@@ -85,15 +85,13 @@ class AutoDampedSolver(AbstractDampedSolver[_State]):
     pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_pattern(self.pattern, "AutoDampedSolver")
+        if self.pattern is not None:
+            check_is_pattern(self.pattern, "AutoDampedSolver(pattern=…)")
 
     def chosen(self, operator: lx.AbstractLinearOperator) -> DampedQR | DampedSparse:
-        m, n = shape = operator.out_size(), operator.in_size()
-        if self.pattern is not None and self.pattern.shape != shape:
-            raise ValueError(
-                "`AutoDampedSolver(pattern=…)` was given a pattern of shape "
-                f"{self.pattern.shape}, and an operator of shape {shape}."
-            )
+        m, n = operator.out_size(), operator.in_size()
+        if self.pattern is not None:
+            check_fits(self.pattern, operator, "AutoDampedSolver(pattern=…)")
         if n < _SMALL or m < n or isinstance(untagged(operator), _dense):
             return DampedQR()
         if _is_split(operator) or find_rows(None, operator, "AutoDampedSolver"):

@@ -31,7 +31,7 @@ from .._flat import freeze, FrozenStructure, ravel, result_dtype, thaw, unravel
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._result import result_of
 from .._structure.extract import untagged
-from .._structure.pattern import Pattern
+from .._structure.pattern import check_is_pattern, Pattern
 from .damped import (
     AbstractDampedSolver,
     check_state,
@@ -51,14 +51,6 @@ class DampedSparseState(eqx.Module):
     factorised: Factorised | None
     orientation: Orientation
     stacked: bool = eqx.field(static=True)
-
-
-def check_pattern(pattern: Any, solver: str) -> None:
-    if not isinstance(pattern, Pattern | None):
-        raise ValueError(
-            f"`{solver}(pattern=…)` must be a `lineax_ext.Pattern`; found a "
-            f"`{type(pattern).__name__}`."
-        )
 
 
 @ft.lru_cache(maxsize=64)
@@ -194,7 +186,8 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
     pattern: Pattern | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
-        check_pattern(self.pattern, "DampedSparse")
+        if self.pattern is not None:
+            check_is_pattern(self.pattern, "DampedSparse(pattern=…)")
 
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]

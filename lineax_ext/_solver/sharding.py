@@ -9,6 +9,7 @@ import lineax as lx
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from .._checks import called
 from .._flat import freeze
 from .._rows import Rows
 
@@ -50,8 +51,8 @@ def check_rows(sharding: Any, solver: str) -> None:
 def check_sharding(sharding: Any, argument: str) -> None:
     if not isinstance(sharding, NamedSharding):
         raise ValueError(
-            f"`{argument}` must be a `jax.sharding.NamedSharding`; found a "
-            f"`{type(sharding).__name__}`."
+            f"`{argument}` must be a `jax.sharding.NamedSharding`; found "
+            f"{called(sharding)}."
         )
     if len(axes_of(sharding)) == 0:
         raise ValueError(

@@ -6,8 +6,8 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import Entries, Sparse
-from .._structure.detect import detect
-from .._structure.pattern import full, Pattern
+from .._structure.detect import detect_in_shape
+from .._structure.pattern import check_fits, full, Pattern
 from .._tags import definiteness
 from .arranged import Arranged
 from .orientation import frozen
@@ -21,15 +21,11 @@ def entries_of(
     The pattern is found, unless it is given.
     """
     operator = frozen(operator, solver)
-    shape = operator.out_size(), operator.in_size()
     if pattern is None:
-        found = detect(operator)
+        shape, found = detect_in_shape(operator)
         pattern = full(*shape) if found is None else found
-    elif pattern.shape != shape:
-        raise ValueError(
-            f"`{solver}(pattern=…)` was given a pattern of shape {pattern.shape}, and "
-            f"an operator of shape {shape}."
-        )
+    else:
+        check_fits(pattern, operator, f"{solver}(pattern=…)")
     return Entries(operator, pattern), pattern
 
 
@@ -79,8 +75,8 @@ class SparseLU(_AbstractSparse):
     ns for each and compiles in a second, for four matrices at once under `vmap`; there
     rows do not change places. A pivot that
     is too small is raised, and the residual is taken down by refinement and then by
-    GMRES, with the factors as preconditioner; only where |L| |D| |U| is of the size of
-    A, so that no residual has to be looked at, is it not.
+    GMRES, with the factors as preconditioner. Where entries are factorised one by one
+    and |L| |D| |U| is of the size of A, no residual has to be looked at.
 
     Rows and columns are scaled by powers of two. A solution has a residual of 64 ε
     (‖A‖ ‖x‖ + ‖b‖) at most; where that cannot be reached, `RESULTS.singular` says so.

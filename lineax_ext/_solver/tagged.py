@@ -7,7 +7,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._checks import check_linear_solver
-from .._tags import tag_set
+from .._tags import retagged, tag_set
 
 
 def _tagged(
@@ -17,22 +17,8 @@ def _tagged(
     to the entries of what is inside of it."""
     if isinstance(operator, lx.TaggedLinearOperator):
         return _tagged(operator.operator, operator.tags | tags)
-    if isinstance(operator, lx.JacobianLinearOperator):
-        return lx.JacobianLinearOperator(
-            operator.fn,
-            operator.x,
-            operator.args,
-            operator.tags | tags,
-            operator.jac,
-            closure_convert=False,
-        )
-    if isinstance(operator, lx.FunctionLinearOperator):
-        return lx.FunctionLinearOperator(
-            operator.fn,
-            operator.in_structure(),
-            operator.tags | tags,
-            closure_convert=False,
-        )
+    if isinstance(operator, lx.JacobianLinearOperator | lx.FunctionLinearOperator):
+        return retagged(operator, operator.tags | tags)
     return lx.TaggedLinearOperator(operator, tags)
 
 

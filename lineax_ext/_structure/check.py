@@ -10,6 +10,8 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PRNGKeyArray, PyTree
 
+from .._checks import check_operator
+from .._tags import retagged
 from .extract import (
     basis_vector,
     map_chunked,
@@ -36,19 +38,7 @@ def strip(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     def strip(op):
         if isinstance(op, lx.TaggedLinearOperator):
             return strip(op.operator)
-        if isinstance(op, lx.JacobianLinearOperator):
-            return lx.JacobianLinearOperator(
-                op.fn, op.x, op.args, jac=op.jac, closure_convert=False
-            )
-        if isinstance(op, lx.FunctionLinearOperator):
-            return lx.FunctionLinearOperator(
-                op.fn, op.in_structure(), closure_convert=False
-            )
-        if isinstance(op, lx.MatrixLinearOperator):
-            return lx.MatrixLinearOperator(op.matrix)
-        if isinstance(op, lx.PyTreeLinearOperator):
-            return lx.PyTreeLinearOperator(op.pytree, op.out_structure())
-        return op
+        return retagged(op, ())
 
     return jtu.tree_map(strip, operator, is_leaf=lambda x: isinstance(x, _tagged))
 
@@ -167,6 +157,7 @@ def check_tags(
 
     `equinox.EquinoxRuntimeError`, an `eqx.error_if`, naming the tag that is a lie.
     """
+    check_operator(operator, "check_tags")
     read = reader(strip(operator))
     m, n = read.shape
     if m == 0 or n == 0:

@@ -6,10 +6,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
+from .._checks import check_operator
 from .check import attach, strip
 from .colour import colour
 from .extract import direction, read_compressed, reader
-from .pattern import Pattern
+from .pattern import check_fits, check_is_pattern, Pattern
 
 
 def check_pattern(
@@ -50,17 +51,14 @@ def check_pattern(
 
     **Raises:**
 
-    `ValueError` for a pattern of another shape. `equinox.EquinoxRuntimeError`, an
-    `eqx.error_if`, if an entry is missing.
+    `ValueError` for what is no operator or no pattern, and for one of another shape.
+    `equinox.EquinoxRuntimeError`, an `eqx.error_if`, if an entry is missing.
     """
+    check_operator(operator, "check_pattern")
+    check_is_pattern(pattern, "check_pattern(pattern=…)")
+    check_fits(pattern, operator, "check_pattern")
     name, stripped = type(operator).__name__, strip(operator)
-    shape = operator.out_size(), operator.in_size()
-    if pattern.shape != shape:
-        raise ValueError(
-            f"`check_pattern`: the `{name}` has shape {shape}, but the pattern has "
-            f"{pattern.shape}."
-        )
-    if 0 in shape:
+    if 0 in pattern.shape:
         return operator
     found = colour(pattern, direction(stripped))
     read = reader(stripped, found.by)

@@ -105,12 +105,14 @@ _cache_size = 64
 
 def _cached_pattern(program: jex.ClosedJaxpr, inputs: int, flow: type[Flow]) -> _Found:
     key = flow, inputs, fingerprint(program, flow is Differential)
-    if key not in _cache:
-        _cache[key] = _pattern(program, inputs, flow())
-        while len(_cache) > _cache_size:
-            _cache.popitem(last=False)
-    _cache.move_to_end(key)
-    return _cache[key]
+    # Other threads may put in and take out what they like at the same time.
+    found = _cache.pop(key, None)
+    if found is None:
+        found = _pattern(program, inputs, flow())
+    _cache[key] = found
+    while len(_cache) > _cache_size:
+        _cache.popitem(last=False)
+    return found
 
 
 def _pattern(program: jex.ClosedJaxpr, inputs: int, flow: Flow) -> _Found:

@@ -62,8 +62,10 @@ def _derivative(eqn: jex.JaxprEqn, moving: list[bool]) -> jex.ClosedJaxpr:
     if eqn.primitive.name == "custom_jvp_call":  # a new function each time
         return linearised(eqn, moving)
     key = fingerprint(alone(eqn), True), tuple(moving)
-    if key not in _programs:
+    found = _programs.get(key)
+    if found is None:
+        found = linearised(eqn, moving)
         if len(_programs) >= _most_programs:
             _programs.clear()
-        _programs[key] = linearised(eqn, moving)
-    return _programs[key]
+        _programs[key] = found
+    return found

@@ -2,6 +2,7 @@
 
 import functools as ft
 import hashlib
+import operator as op
 from typing import Any
 
 import lineax as lx
@@ -61,7 +62,8 @@ class Pattern:
 
     **Raises:**
 
-    `ValueError` for arrays that are no indices, differ in length, or leave the matrix.
+    `ValueError` for arrays that are no indices, differ in length, or leave the matrix,
+    and for what is no shape of a matrix.
     """
 
     rows: np.ndarray
@@ -69,12 +71,12 @@ class Pattern:
     shape: tuple[int, int]
 
     def __init__(self, rows: ArrayLike, cols: ArrayLike, shape: tuple[int, int]):
-        m, n = shape = int(shape[0]), int(shape[1])
+        m, n = shape = _sizes(shape)
         rows, cols = (_indices(x) for x in (rows, cols))
-        if min(m, n) < 0 or rows.shape != cols.shape or rows.ndim != 1:
+        if rows.shape != cols.shape or rows.ndim != 1:
             raise ValueError(
-                "`Pattern` needs as many `rows` as `cols`, and a `shape` (m, n); found "
-                f"indices of shape {rows.shape} and {cols.shape}, and {shape}."
+                "`Pattern` needs as many `rows` as `cols`; found indices of shape "
+                f"{rows.shape} and {cols.shape}."
             )
         for name, index, size in (("rows", rows, m), ("cols", cols, n)):
             if index.size > 0 and not (0 <= index.min() and index.max() < size):
@@ -82,7 +84,8 @@ class Pattern:
                     f"`Pattern` of shape {shape} was given `{name}` from "
                     f"{index.min()} to {index.max()}."
                 )
-        flat = rows.astype(np.int64) * n + cols
+        rows, cols = rows.astype(np.int64), cols.astype(np.int64)
+        flat = rows * n + cols
         if np.any(flat[1:] <= flat[:-1]):
             flat = np.sort(flat)  # `np.unique` hashes, which takes ten times as long
             flat = flat[np.append(True, flat[1:] != flat[:-1])]
@@ -101,6 +104,11 @@ class Pattern:
                 "`Pattern(*np.nonzero(matrix), matrix.shape)`."
             )
         matrix = matrix.tocoo()
+        if len(matrix.shape) != 2:
+            raise ValueError(
+                "`Pattern.from_scipy` needs a matrix, of two axes; found an array of "
+                f"shape {matrix.shape}."
+            )
         return Pattern(matrix.row, matrix.col, matrix.shape)
 
     def to_scipy(self) -> Any:
@@ -153,6 +161,39 @@ class Pattern:
 def full(m: int, n: int) -> Pattern:
     """Every entry of a matrix."""
     return Pattern(np.repeat(np.arange(m), n), np.tile(np.arange(n), m), (m, n))
+
+
+def check_is_pattern(pattern: Any, argument: str) -> None:
+    if not isinstance(pattern, Pattern):
+        raise ValueError(
+            f"`{argument}` must be a `lineax_ext.Pattern`; found {called(pattern)}. "
+            "That of a sparse matrix of SciPy is "
+            "`lineax_ext.Pattern.from_scipy(matrix)`."
+        )
+
+
+def check_fits(
+    pattern: Pattern, operator: lx.AbstractLinearOperator, argument: str
+) -> None:
+    shape = operator.out_size(), operator.in_size()
+    if pattern.shape != shape:
+        raise ValueError(
+            f"`{argument}` was given a pattern of shape {pattern.shape}, and an "
+            f"operator of shape {shape}."
+        )
+
+
+def _sizes(shape: Any) -> tuple[int, int]:
+    try:
+        m, n = map(op.index, shape)
+    except (TypeError, ValueError):
+        m, n = -1, -1
+    if not 0 <= min(m, n) <= max(m, n) <= np.iinfo(np.int32).max:
+        raise ValueError(
+            "`Pattern` needs a `shape` (m, n), the numbers of rows and of columns, "
+            f"below 2³¹; found {shape!r}."
+        )
+    return m, n
 
 
 def _indices(x: ArrayLike) -> np.ndarray:
