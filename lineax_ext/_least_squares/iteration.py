@@ -19,6 +19,7 @@ from .._materialise import as_matrix
 from .._solver.damped_qr import TallPath
 from .._solver.damped_sparse import DampedSparse
 from .descent import AbstractFactorisedDescent
+from .trust_region import Model
 
 
 _Y = TypeVar("_Y")
@@ -38,15 +39,6 @@ class _Kept(eqx.Module):
     residual: PyTree[Array]
     loss: Float[Array, ""]
     jt: Inexact[Array, "n m"] | None
-
-
-class _Model(optx.FunctionInfo.ResidualJac):
-    """J and r, or R and Qᴴ r of J = Q R, which differ in length by a constant."""
-
-    loss: Float[Array, ""]
-
-    def as_min(self):
-        return self.loss
 
 
 class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
@@ -109,8 +101,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             lambda x: matmul(x, st), jax.eval_shape(lambda: flat_eval)
         )
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step, flat, flat_eval, _Model(c, product, loss),
-            _Model(ravel(f_eval), product, loss_eval), state.search_state,
+            state.first_step, flat, flat_eval, Model(c, product, loss, ravel(f)),
+            Model(ravel(f_eval), product, loss_eval, ravel(f_eval)), state.search_state,
         )  # fmt: skip
         settled = self._settled(state.y_eval, f_eval, y, f)
         choose = ft.partial(jnp.where, accept)

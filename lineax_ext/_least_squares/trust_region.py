@@ -139,6 +139,16 @@ def _add(a: PyTree[Array], b: PyTree[Array], factor: float = 1) -> PyTree[Array]
     return jax.tree.map(lambda x, y: x + factor * y, a, b)
 
 
+class Model(optx.FunctionInfo.ResidualJac):
+    """J and r, or R and Qᴴ r of J = Q R; ½ ‖r‖², and r itself."""
+
+    loss: Scalar
+    r: PyTree[Array]
+
+    def as_min(self):
+        return self.loss
+
+
 class _Reductions(NamedTuple):
     """Of ½ ‖r‖²: the one that the linear model predicts, the one that there is; how
     steep it is along the step; and whether the prediction is a rounding error, or might
@@ -152,17 +162,20 @@ class _Reductions(NamedTuple):
 
 
 def _reductions(y, y_eval, f_info, f_eval_info, threshold) -> _Reductions:
-    r, r_eval = f_info.residual, f_eval_info.residual
+    seen = f_info.residual
+    r, r_eval = (
+        x.r if isinstance(x, Model) else x.residual for x in (f_info, f_eval_info)
+    )
     j_step = f_info.jac.mv(_add(y_eval, y, -1))
     # Both are halves of differences of squares, taken by their factors.
-    predicted = -_inner(j_step, _add(r, j_step, 0.5))
+    predicted = -_inner(j_step, _add(seen, j_step, 0.5))
     actual = 0.5 * _inner(_add(r, r_eval, -1), _add(r, r_eval))
     # Residuals that are differences of larger numbers have larger errors themselves.
     noise = 5 * jnp.finfo(predicted.dtype).eps * _inner(r, r)
     loud = 1000 * noise
     missed = (predicted <= loud) & (actual < threshold * predicted)
     settled = ((predicted <= noise) | missed) & (jnp.abs(actual) <= loud)
-    return _Reductions(predicted, actual, _inner(j_step, r), settled)
+    return _Reductions(predicted, actual, _inner(j_step, seen), settled)
 
 
 class ClassicalTrustRegion(optx.ClassicalTrustRegion):
