@@ -35,8 +35,8 @@ def solve(
     Cost: O(fill) a column.
 
     **Returns:** x, and for each column whether its residual is at most
-    64 ε (‖A‖ ‖x‖ + ‖b‖) in the maximum norm, and ‖A‖ ‖x‖ at most ‖b‖ / (16 ε). It is
-    not where A is singular, or not finite.
+    64 ε (‖A‖ ‖x‖ + ‖b‖) in the maximum norm and at most ‖b‖ / 16, and ‖A‖ ‖x‖ at most
+    ‖b‖ / (16 ε). It is not where A is singular, or not finite.
     """
     if conj:
         x, good = solve(symbolic, factors, jnp.conj(b), transpose=transpose)
@@ -156,15 +156,18 @@ def _corrected(
         none = jnp.zeros_like(infinite)
         state = (jnp.zeros_like(b), b, (infinite, none), history, jnp.int32(0))
         x, _, (error, size_of_x), _, _ = lax.while_loop(unfinished, correct, state)
-        return x, error <= 64 * eps, size_of_x
+        return x, error, size_of_x
 
     def substituted():
         x = precondition(b)
-        return x, jnp.ones(b.shape[1:], bool), size(x)
+        return x, jnp.zeros(b.shape[1:], real), size(x)
 
     if isinstance(factors, ScalarFactors):
-        x, good, size_of_x = lax.cond(factors.sound, substituted, corrected)
+        x, error, size_of_x = lax.cond(factors.sound, substituted, corrected)
     else:
-        x, good, size_of_x = corrected()
-    # A solution that large is one of a matrix nearby: that of A does not exist.
-    return x, good & (16 * eps * size_of_x <= size_of_b)
+        x, error, size_of_x = corrected()
+    # A solution that large, or with a residual that large, is one of a matrix nearby:
+    # that of A does not exist.
+    left = error * (size_of_x + size_of_b)
+    exists = 16 * jnp.maximum(eps * size_of_x, left) <= size_of_b
+    return x, (error <= 64 * eps) & exists
