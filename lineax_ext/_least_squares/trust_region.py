@@ -152,7 +152,7 @@ class Model(optx.FunctionInfo.ResidualJac):
 class _Reductions(NamedTuple):
     """Of ½ ‖r‖²: the one that the linear model predicts, the one that there is; how
     steep it is along the step; and whether the prediction is a rounding error, or might
-    be one, where less than its part `threshold` is there.
+    be one, where less than its part `threshold` is there; or the step changes nothing.
     """
 
     predicted: Scalar
@@ -175,6 +175,9 @@ def _reductions(y, y_eval, f_info, f_eval_info, threshold) -> _Reductions:
     loud = 1000 * noise
     missed = (predicted <= loud) & (actual < threshold * predicted)
     settled = ((predicted <= noise) | missed) & (jnp.abs(actual) <= loud)
+    # Beside residuals of zero nothing is small: XLA may round the same one in two ways.
+    same = jax.tree.map(lambda x, y: jnp.all(x == y), y, y_eval)
+    settled = settled | jnp.all(jnp.array(jax.tree.leaves(same), bool))
     return _Reductions(predicted, actual, _inner(j_step, seen), settled)
 
 
