@@ -64,6 +64,16 @@ def slow(*values, **kwargs):
     return pytest.param(*values, marks=pytest.mark.slow, **kwargs)
 
 
+# Without `--slow` not where derivatives take ten seconds to compile.
+over_square_solvers_derived = pytest.mark.parametrize(
+    "solver, make_operator",
+    [
+        (slow if name == "DampedSparse" else pytest.param)(*row, id=name)
+        for name, *row in SQUARE_SOLVERS
+    ],
+)
+
+
 SHAPES = ((5, 3), (4, 4), (3, 5))
 SHAPE_IDS = ("tall", "square", "wide")
 # Square takes the path of tall.

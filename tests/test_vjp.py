@@ -13,6 +13,7 @@ from helpers import (
     over_solvers,
     over_solvers_in_turn,
     over_square_solvers,
+    over_square_solvers_derived,
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
@@ -111,7 +112,7 @@ def test_square(solver, make_operator, dtype, given_state):
         assert_close(grad, expected, 1e-8)
 
 
-@over_square_solvers
+@over_square_solvers_derived
 def test_square_second_order(solver, make_operator):
     primals = problem((4, 4), np.float64)
     direction = normal((4, 4), seed=1), normal((4,), seed=1)

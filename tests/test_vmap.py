@@ -17,6 +17,7 @@ from helpers import (
     over_solvers,
     over_solvers_in_turn,
     over_square_solvers,
+    over_square_solvers_derived,
     pinv,
     pytree_jacobian_operator,
     slow,
@@ -217,7 +218,7 @@ def test_square(solver, make_operator, nesting):
     assert_close(out, expected, 1e-12)
 
 
-@over_square_solvers
+@over_square_solvers_derived
 def test_square_gradient(solver, make_operator):
     (a, *_), (b, *_) = stacks((4, 4), np.float64)
     cotangent = normal((4,), seed=1)
