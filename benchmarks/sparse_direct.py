@@ -20,7 +20,7 @@ import scipy.sparse as sp
 import scipy.sparse.linalg as spl
 
 from lineax_ext import AutoStructuredLinearSolver, Pattern
-from lineax_ext._factor.sparse import factor, plan, solve
+from lineax_ext._factor.sparse import factor, plan, Scalar, ScalarFactors, solve
 
 from .harness import absent, Case, Goal, peer, Side
 
@@ -80,8 +80,11 @@ def _cases(name: str, matrix: Any, batched: bool) -> Iterator[Case]:
     def of_factors(answer: Any) -> float:
         if isinstance(answer, spl.SuperLU):
             return residual(answer.solve(np.asarray(b)))
-        # Both kinds of factors are applied alike, in the same order here.
-        return residual(jax.jit(lambda f, b: solve(symbolic, f, b)[0])(answer, b))
+        # Those of LU and of Cholesky are applied alike, in the same order here, unless
+        # only one of the two goes entry by entry.
+        entries = isinstance(answer, ScalarFactors)
+        own = symbolic if entries == isinstance(symbolic, Scalar) else definite
+        return residual(jax.jit(lambda f, b: solve(own, f, b)[0])(answer, b))
 
     def superlu(values: np.ndarray) -> spl.SuperLU:
         return _superlu(sp.csr_array((values, matrix.indices, matrix.indptr)))
