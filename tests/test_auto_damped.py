@@ -127,3 +127,14 @@ def test_errors():
     state = lxe.DampedSVD().init(matrix_operator(matrix(4)), {})
     with pytest.raises(ValueError, match="DampedSVD"):
         AUTO.damp(state, 1.0)  # pyright: ignore
+
+
+def test_a_small_jacobian_that_is_sparse():
+    # Small enough for its entries to be kept, and factorised as a sparse matrix.
+    def rosenbrock(y, _):
+        return 10 * (y[1::2] - y[::2] ** 2), 1 - y[::2]
+
+    solver = lxe.LevenbergMarquardt(1e-10, 1e-10)
+    start = jnp.tile(jnp.array([-1.2, 1.0]), 75)
+    solve = lambda y: optx.least_squares(rosenbrock, solver, y).value
+    assert_close(jax.jit(solve)(start), np.ones(150), 1e-8)

@@ -53,16 +53,17 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     """
 
     def _keeps(self, y: PyTree, f_info: Any) -> bool:
-        solver = getattr(self.descent, "linear_solver", None)
         dtypes = {x.dtype for x in jax.tree.leaves((y, f_info.residual))}
-        return (
-            isinstance(self.descent, AbstractFactorisedDescent)
-            and isinstance(f_info.jac, lx.FunctionLinearOperator)
-            and not isinstance(solver, DampedSparse)
-            and getattr(solver, "rows", None) is None
-            and len(dtypes) == 1
-            and f_info.jac.out_size() * f_info.jac.in_size() <= _largest
-        )
+        if (
+            not isinstance(self.descent, AbstractFactorisedDescent)
+            or not isinstance(f_info.jac, lx.FunctionLinearOperator)
+            or len(dtypes) != 1
+            or f_info.jac.out_size() * f_info.jac.in_size() > _largest
+        ):
+            return False
+        solver = self.descent.linear_solver.chosen(f_info.jac)
+        rows = getattr(solver, "rows", None)
+        return not isinstance(solver, DampedSparse) and rows is None
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
