@@ -138,3 +138,16 @@ def test_a_small_jacobian_that_is_sparse():
     start = jnp.tile(jnp.array([-1.2, 1.0]), 75)
     solve = lambda y: optx.least_squares(rosenbrock, solver, y).value
     assert_close(jax.jit(solve)(start), np.ones(150), 1e-8)
+
+
+def test_constants_without_values():
+    # To optimistix's question for a structure, an index array is a shape.
+    index = np.arange(0, 120, 2)[:, None]
+
+    def residuals(y, _):
+        return y.at[jnp.asarray(index)[:, 0]].multiply(2.0) - 1
+
+    solver = lxe.LevenbergMarquardt(1e-10, 1e-10)
+    solve = lambda y: optx.least_squares(residuals, solver, y).value
+    expected = np.where(np.arange(120) % 2, 1.0, 0.5)
+    assert_close(jax.jit(solve)(jnp.zeros(120)), expected, 1e-8)

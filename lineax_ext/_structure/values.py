@@ -47,7 +47,9 @@ class Constant:
 
 def _computed(evaluate: Callable[[], Any]) -> np.ndarray | None:
     try:
-        return np.asarray(evaluate())
+        found = evaluate()
+        # optimistix asks for a structure first, in which constants have a shape alone.
+        return None if isinstance(found, jax.ShapeDtypeStruct) else np.asarray(found)
     except Exception:
         return None
 
