@@ -1,6 +1,7 @@
 """Damped Newton descents that factorise on acceptance alone."""
 
 import abc
+import dataclasses
 from typing import Any, Generic, TypeVar
 
 import equinox as eqx
@@ -116,9 +117,13 @@ def as_operator(
 
 
 class _State(eqx.Module, Generic[_Problem]):
-    """What is kept between acceptances. Of size m if m < n or if J is small."""
+    """What is kept between acceptances. Of size m if m < n or if J is small.
+
+    `solver`: the one that was chosen, once for the whole fit.
+    """
 
     problem: _Problem
+    solver: AbstractDampedSolver
     finite: Bool[Array, ""]
     # Under `vmap`, a fit that has ended is stepped on until all have: by nothing.
     ended: Bool[Array, ""]
@@ -186,21 +191,20 @@ class AbstractFactorisedDescent(
         zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), dynamic)
         problem = eqx.combine(zeros, static)
         structure = freeze(f_info_struct.jac.in_structure())
-        return _State(problem, jnp.array(True), jnp.array(False), structure)
+        return _State(problem, solver, jnp.array(True), jnp.array(False), structure)
 
     def query(self, y: _Y, f_info: Any, state: _State[_Problem]) -> _State[_Problem]:
         rows = find_rows(
             getattr(self.linear_solver, "rows", None), f_info.jac, type(self).__name__
         )
-        solver = self.linear_solver.chosen(f_info.jac)
-        if isinstance(solver, DampedSparse):
-            matrix, residual = _sparse_problem(f_info, solver.pattern)
+        if isinstance(state.solver, DampedSparse):
+            matrix, residual = _sparse_problem(f_info, state.solver.pattern)
             residual = jnp.where(state.ended, jnp.nan, residual)
         else:
             matrix, residual = _linear_problem(f_info, rows)
         problem = self._prepare(ravel(y), matrix, residual, state.problem)
         finite = jnp.all(jnp.isfinite(residual))
-        return _State(problem, finite, state.ended, state.structure)
+        return dataclasses.replace(state, problem=problem, finite=finite)
 
     def step(
         self, step_size: Scalar, state: _State[_Problem]

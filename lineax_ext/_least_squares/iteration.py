@@ -52,7 +52,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     every step: a batch does so anyhow, as it runs both branches of a choice.
     """
 
-    def _keeps(self, y: PyTree, f_info: Any) -> bool:
+    def _keeps(self, y: PyTree, f_info: Any, descent_state: Any) -> bool:
         dtypes = {x.dtype for x in jax.tree.leaves((y, f_info.residual))}
         if (
             not isinstance(self.descent, AbstractFactorisedDescent)
@@ -61,13 +61,12 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             or f_info.jac.out_size() * f_info.jac.in_size() > _largest
         ):
             return False
-        solver = self.descent.linear_solver.chosen(f_info.jac)
-        rows = getattr(solver, "rows", None)
-        return not isinstance(solver, DampedSparse) and rows is None
+        rows = getattr(descent_state.solver, "rows", None)
+        return not isinstance(descent_state.solver, DampedSparse) and rows is None
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
-        if not self._keeps(y, state.f_info):
+        if not self._keeps(y, state.f_info, state.descent_state):
             return state
         f_info = state.f_info
         shape = f_info.jac.in_size(), f_info.jac.out_size()
