@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
 from .._arrangement import cost, Entries
 from .._factor import sparse
-from .._factor.sparse.lanes import in_lanes
+from .._factor.sparse.lanes import in_lanes_if
 from .._factor.sparse_normal import (
     dense_rows,
     factorise,
@@ -312,13 +312,7 @@ def _evaluate(
     """Zeros for a λ or a vector that are not numbers, and that is what they cost."""
     damping = jnp.asarray(damping, normal.norms.dtype)
     damping = jnp.where(jnp.isfinite(jnp.linalg.norm(vector)), damping, jnp.nan)
-
-    def found(*args):
-        shape = jax.eval_shape(_found, *args)
-        none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        return lax.cond(jnp.isnan(args[-1]), none, _found, *args)
-
-    return in_lanes(found)(normal, vector, damping)
+    return in_lanes_if(_found)(normal, vector, damping, ~jnp.isnan(damping))
 
 
 def _found(

@@ -39,6 +39,19 @@ def in_lanes(fn: Callable[..., Any], abreast: bool = False) -> Callable[..., Any
     return apply
 
 
+def in_lanes_if(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`in_lanes(fn)` where one more argument, the last, is true; zeros, and no work,
+    where it is not."""
+
+    def apply(*args):
+        *args, wanted = args
+        shape = jax.eval_shape(fn, *args)
+        none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
+        return lax.cond(wanted, fn, none, *args)
+
+    return in_lanes(apply)
+
+
 def _by_arguments(
     program: jex.Jaxpr, own: list[Any], structure: Any, abreast: bool
 ) -> Callable[..., Any]:

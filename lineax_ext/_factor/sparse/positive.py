@@ -3,8 +3,6 @@
 import functools as ft
 from typing import TypeAlias
 
-import jax
-import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
@@ -18,7 +16,7 @@ from .bordered import (
     substitute as by_border,
 )
 from .factor import factor
-from .lanes import in_lanes
+from .lanes import in_lanes_if
 from .numeric import Factors
 from .scalar import Scalar, ScalarFactors, substitute as one_by_one
 from .substitute import substitute
@@ -44,14 +42,7 @@ def factor_positive(
         each = ft.partial(factor_bordered, way)
     else:
         each = lambda *args: factor(way, _whole(way.pattern, *args))
-
-    def fn(*args):
-        *matrix, wanted = args
-        shape = jax.eval_shape(each, *matrix)
-        none = lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shape)
-        return lax.cond(wanted, each, none, *matrix)
-
-    return in_lanes(fn)(half, weight, more, wanted)
+    return in_lanes_if(each)(half, weight, more, wanted)
 
 
 def _whole(pattern: Pattern, half: Array, weight: Array, more: Array) -> Array:
