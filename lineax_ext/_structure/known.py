@@ -40,6 +40,12 @@ def _(operator, pattern):
     return known_entries(operator.operator, pattern)
 
 
+def lower_half(pattern: Pattern) -> Pattern:
+    """Its entries on the diagonal and below."""
+    low = pattern.rows >= pattern.cols
+    return Pattern(pattern.rows[low], pattern.cols[low], pattern.shape)
+
+
 def locate(pattern: Pattern, rows: np.ndarray, cols: np.ndarray) -> np.ndarray:
     """The numbers of the entries (row, column); `len(pattern)` if there is none."""
     count, (_, n) = len(pattern), pattern.shape

@@ -15,7 +15,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
-from ..._structure.known import locate
+from ..._structure.known import locate, lower_half
 from ..._structure.pattern import Pattern
 from ..product import matmul
 
@@ -45,8 +45,7 @@ class Bordered:
         self.pattern = pattern
         self.members, self.border, self.near = members, border, near
         self.seconds = seconds
-        low = pattern.rows >= pattern.cols
-        lower = Pattern(pattern.rows[low], pattern.cols[low], pattern.shape)
+        lower = lower_half(pattern)
         zero, one = len(lower), len(lower) + 1
 
         def find(i, j):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
-from ..._structure.known import locate
+from ..._structure.known import locate, lower_half
 from ..._structure.pattern import Pattern
 from .bordered import (
     Bordered,
@@ -60,9 +60,7 @@ def _halves(pattern: Pattern) -> tuple[np.ndarray, np.ndarray]:
     """Of each entry, that of the lower half which it is or mirrors; and where the
     diagonal is."""
     rows, cols = pattern.rows, pattern.cols
-    low = rows >= cols
-    lower = Pattern(rows[low], cols[low], pattern.shape)
-    number = locate(lower, np.maximum(rows, cols), np.minimum(rows, cols))
+    number = locate(lower_half(pattern), np.maximum(rows, cols), np.minimum(rows, cols))
     return number, np.flatnonzero(rows == cols)
 
 
