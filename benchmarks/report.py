@@ -172,7 +172,7 @@ def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
     for name, at, seconds in _series(records):
         errors = [records[i]["sides"][name]["error"] for i in at]
         x = errors if precision else [records[i]["x"] for i in at]
-        label = name
+        label = name if at else "_"  # one that was not measured keeps its colour
         if (
             len(x) >= 3 and not precision
         ):  # of the last three points: the first ones are overhead
