@@ -26,6 +26,23 @@ def robertson(t, y, np=jnp):
     return np.stack(rates, axis=1).reshape(-1)
 
 
+def robertson_diffsl(count: int) -> str:
+    """The same in diffsol's language, one species after the other; the first of each
+    start is an input."""
+    return f"""
+        in_i {{ (0:{count}): start = 1 }}
+        u_i {{
+            (0:{count}): a = start_i,
+            ({count}:{2 * count}): b = 0,
+            ({2 * count}:{3 * count}): c = 0,
+        }}
+        slow_i {{ 0.04 * a_i }}
+        fast_i {{ 1e4 * b_i * c_i }}
+        fastest_i {{ 3e7 * b_i * b_i }}
+        F_i {{ fast_i - slow_i, slow_i - fast_i - fastest_i, fastest_i }}
+    """
+
+
 def _line(x, np):
     return np.diff(np.pad(np.diff(x), 1)) * len(x) ** 2
 

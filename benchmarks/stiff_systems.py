@@ -18,9 +18,10 @@ equations to solve, and takes up to a hundred thousand steps.
 
 Sides: diffrax as it is, where that ends in time; `structured` with Kvaerno5 and
 Kvaerno3; SciPy's `BDF` and `Radau` with `jac_sparsity`, whose vector field is NumPy;
-CVODES through CasADi, which compiles nothing, with a sparse matrix. Compile times stand
-apart, once a problem, as tolerances are arguments; those of the other sides are none.
-A side that took longer than ten seconds at one tolerance is not asked for the next.
+CVODES through CasADi, which compiles nothing, with a sparse matrix; for Robertson's
+kinetics diffsol's BDF through pydiffsol, which compiles for up to some seconds. Our
+compile times stand apart, once a problem, as tolerances are arguments. A side that took
+longer than ten seconds at one tolerance is not asked for the next.
 
 `--only "Gray–Scott"` runs a single problem; the text is a regular expression.
 """
@@ -42,7 +43,7 @@ import scipy.sparse
 import lineax_ext as lxe
 from lineax_ext._structure.detect import detect
 
-from ._stiff_problems import Problem, problems, robertson
+from ._stiff_problems import Problem, problems, robertson, robertson_diffsl
 from .harness import absent, Case, peer, Side
 
 
@@ -145,6 +146,28 @@ def cvodes_side(problem: Problem) -> Side:
     return peer("casadi", make)._replace(may_fail=True)
 
 
+def diffsol_side(problem: Problem) -> Side:
+    """Robertson's kinetics alone: diffsol compiles a language of its own."""
+
+    def make(pydiffsol):
+        @ft.cache
+        def system():
+            code = robertson_diffsl(len(problem.y0) // 3)
+            return pydiffsol.Ode(
+                code, matrix_type=pydiffsol.faer_sparse, ode_solver=pydiffsol.bdf
+            )
+
+        def run(y0, rtol):
+            ode = system()
+            ode.rtol, ode.atol = float(rtol), float(rtol) * problem.atol
+            out = ode.solve(y0[0::3].copy(), problem.end)
+            return out.ys[:, -1].reshape(3, -1).T.reshape(-1), len(out.ts) - 1
+
+        return run
+
+    return peer("pydiffsol", make)
+
+
 def one_by_one(side: Side) -> Side:
     """A batch by a side that knows of none."""
     if side.fn is None:
@@ -236,6 +259,8 @@ def work_precision(name: str, problem: Problem, rtols: Iterable[float]):
         "SciPy Radau": Side(scipy_side(problem, "Radau"), host=True, may_fail=True),
         "CVODES": cvodes_side(problem),
     }
+    if problem.field is robertson:
+        sides["diffsol"] = diffsol_side(problem)
     patience = Patience()
     for rtol in rtols:
         yield Case(
