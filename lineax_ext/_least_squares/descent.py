@@ -229,7 +229,7 @@ class AbstractFactorisedDescent(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
         step_size = jnp.where(state.ended, jnp.nan, step_size)
-        step = self._solve(step_size, state.problem)
+        step = jnp.where(state.ended, 0, self._solve(step_size, state.problem))
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
         # (Members of optimistix's enumeration: promoting lineax's is slow to trace.)

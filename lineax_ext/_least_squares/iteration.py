@@ -88,12 +88,9 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         return dataclasses.replace(state, f_info=kept)
 
     def step(self, fn, y, args, options, state, tags):
-        sparse = isinstance(state.descent_state.solver, DampedSparse)
-        kept = isinstance(state.f_info, _Kept)
-        if sparse or not kept:
+        if not isinstance(state.f_info, _Kept):
             ended = lambda state: state.descent_state.ended
             state = eqx.tree_at(ended, state, state.terminate)
-        if not kept:
             return super().step(fn, y, args, options, state, tags)
         f, loss, jt = state.f_info.residual, state.f_info.loss, state.f_info.jt
         f_eval, columns, aux_eval = jax.linearize(
@@ -104,6 +101,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         loss_eval = optx.FunctionInfo.Residual(f_eval).as_min()
 
         problem = state.descent_state.problem
+        sparse = isinstance(state.descent_state.solver, DampedSparse)
         if sparse:
             # A branch: of 20,000 rows, the product took 1.5 ms where XLA made it a part
             # of the sums that the search takes, and takes 0.2 so.
@@ -118,7 +116,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             state.first_step, flat, flat_eval, Model(c, jac, loss, ravel(f)),
             Model(ravel(f_eval), jac, loss_eval, ravel(f_eval)), state.search_state,
         )  # fmt: skip
-        settled = self._settled(state.y_eval, f_eval, y, f)
+        terminate = accept & self._settled(state.y_eval, f_eval, y, f)
         choose = ft.partial(jnp.where, accept)
 
         # Where no factor is kept, all but J is chosen more cheaply than by a branch.
@@ -138,10 +136,13 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
 
         if sparse:
             info = _info(f_eval, lx.FunctionLinearOperator(columns, struct))
+            # The last point has no step to take, and none of a batch that waits.
+            ended = terminate | state.terminate
             descent: Any = self.descent
             descent_state = descent.query_if(
-                accept & ~state.terminate, flat_eval, info, state.descent_state
+                accept & ~ended, flat_eval, info, state.descent_state
             )
+            descent_state = dataclasses.replace(descent_state, ended=ended)
             dynamic = eqx.filter(descent_state, eqx.is_array)
         elif jt is None and is_tiny(flat.size):
             dynamic = jax.tree.map(choose, accepted(dynamic)[1], dynamic)
@@ -188,7 +189,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             f_info=_Kept(f, new_loss, jt),
             aux=aux,
             descent_state=descent_state,
-            terminate=accept & settled,
+            terminate=terminate,
             result=results.where(successful, descent_result, search_result),
             num_steps=state.num_steps + 1,
             num_accepted_steps=state.num_accepted_steps + jnp.where(accept, 1, 0),
