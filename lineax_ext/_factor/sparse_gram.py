@@ -12,7 +12,7 @@ from .._structure.pattern import Pattern
 from .sparse_product import sparse_product
 
 
-MOST = 16  # corrections of a solution
+_DENSE = 8  # rows that are kept out of the fronts
 
 
 class _Plan(NamedTuple):
@@ -45,7 +45,7 @@ def dense_rows(pattern: Pattern) -> np.ndarray:
     m, n = pattern.shape
     lengths = np.bincount(pattern.rows, minlength=m)
     long = np.flatnonzero(lengths > max(64, 10 * np.sqrt(n)))
-    return long if len(long) <= MOST // 2 else long[:0]
+    return long if len(long) <= _DENSE else long[:0]
 
 
 @ft.lru_cache(maxsize=32)

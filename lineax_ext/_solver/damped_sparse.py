@@ -142,9 +142,9 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
     ill-conditioned dense ones. The steps of a fit are corrected only where their
     gradients are larger.
 
-    A few rows that are far longer than all others, such as a prior on a sum, stay out
-    of the fronts: a matrix of low rank, for which conjugate gradients take one more
-    correction a row. Those of a Jacobian are read by rows, the others by columns.
+    Up to eight rows that are far longer than all others, such as a prior on a sum, stay
+    out of the fronts: a matrix of low rank, added by Woodbury's formula, which costs a
+    substitution a row. Those of a Jacobian are read by rows, the others by columns.
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
