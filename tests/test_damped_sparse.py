@@ -160,3 +160,37 @@ def test_wrong_pattern():
         lxe.damped_solve(operator, jnp.ones(3), 1.0, solver)
     with pytest.raises(ValueError, match="str"):
         lxe.DampedSparse("pattern")  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "dtype, damping",
+    (
+        (np.float64, 0.0),
+        pytest.param(np.float64, 0.3, marks=pytest.mark.slow),
+        pytest.param(np.complex128, 0.0, marks=pytest.mark.slow),
+    ),
+)
+def test_dense_rows(dtype, damping):
+    """Of a batch; without them nothing holds a chain of differences."""
+    n, batch = 150, 2
+    rng = np.random.default_rng(0)
+    draw = rng.normal(size=(2, batch, 3, n))
+    dense = 100 * (draw[0] + 1j * draw[1] if dtype == np.complex128 else draw[0])
+    chain = np.broadcast_to(np.eye(n - 1, n) - np.eye(n - 1, n, 1), (batch, n - 1, n))
+    matrix = np.concatenate([dense[:, :1], chain, dense[:, 1:]], axis=1)
+    at, to = np.nonzero(matrix[0])
+    pattern = lxe.Pattern(at, to, matrix.shape[1:])
+    b = rng.normal(size=(batch, n + 2)).astype(dtype)
+
+    def solved(values, b):
+        operator = lxe.SparseMatrixLinearOperator(values, pattern)
+        return lxe.damped_solve(operator, b, damping, lxe.DampedSparse()).value
+
+    values = jnp.asarray(matrix[:, pattern.rows, pattern.cols])
+    found = jax.jit(jax.vmap(solved))(values, jnp.asarray(b))
+    root = np.broadcast_to(np.sqrt(damping) * np.eye(n), (batch, n, n))
+    stacked = np.concatenate([matrix, root], axis=1)
+    right = np.concatenate([b, np.zeros((batch, n))], axis=1)
+    for x, a, c in zip(found, stacked, right):
+        expected = np.linalg.lstsq(a, c, rcond=None)[0]
+        np.testing.assert_allclose(x, expected, rtol=1e-9, atol=1e-11)

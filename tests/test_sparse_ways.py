@@ -12,13 +12,13 @@ from helpers import assert_close, badly_scaled, normal
 import lineax_ext as lxe
 from lineax_ext._factor import sparse
 from lineax_ext._factor.sparse.bordered import factor_bordered, substitute
+from lineax_ext._factor.sparse_gram import _blocks, gram, sums_of_products
 from lineax_ext._factor.sparse_normal import (
     factorise,
-    gram,
     normal as normal_equations,
     solve,
 )
-from lineax_ext._solver.damped_sparse import way
+from lineax_ext._solver.damped_sparse import as_sparse, way
 
 
 def with_border(dtype, seed=0):
@@ -233,3 +233,45 @@ def test_rows_scaled_beyond_all_digits():
     x, good = solved(matrix.T, b)
     wrong = np.max(np.abs(x - inverse.T @ b)) > 1e-3 * np.max(np.abs(x))
     assert not (good and wrong)
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+def test_products_by_blocks(dtype):
+    """Two rows of an observation see six unknowns of one of ten, and three of one of
+    700; but not all of them, and the last rows see fewer, or none."""
+    rng = np.random.default_rng(0)
+    count = 3500
+    camera, point = rng.integers(0, 10, count), np.arange(count) % 700
+    columns = np.concatenate(
+        [6 * camera[:, None] + np.arange(6), 60 + 3 * point[:, None] + np.arange(3)], 1
+    )
+    columns = np.repeat(columns, 2, axis=0)
+    there = np.ones(columns.shape, bool)
+    there[::2, 4] = there[1::2, 5] = there[-1] = there[-2, 2:] = False
+    rows = np.broadcast_to(np.arange(2 * count)[:, None], columns.shape)
+    pattern = lxe.Pattern(rows[there], columns[there], (2 * count, 60 + 2100))
+    blocks = _blocks(pattern)
+    assert blocks is not None and blocks.entries.shape == (2, 9, count)
+    values = rng.normal(size=(2, len(pattern)))
+    values = values[0] + 1j * values[1] if dtype == np.complex128 else values[0]
+    found = jax.jit(lambda v: sums_of_products(v, pattern))(jnp.asarray(values))
+    matrix = sp.csr_array((values, (pattern.rows, pattern.cols)), pattern.shape)
+    expected = (matrix.conj().T @ matrix).toarray()
+    lower = gram(pattern)
+    low = lower.rows >= lower.cols
+    assert_close(found, expected[lower.rows[low], lower.cols[low]], 1e-13)
+    assert np.count_nonzero(np.tril(expected)) <= low.sum()
+
+
+def test_one_colour_after_the_other():
+    """Six colours of so many rows that all at once would leave the caches."""
+    m, n = 30_000, 60
+    at = np.arange(m)[:, None] % np.array([5, 6, 7, 8, 9, 10]) + np.arange(0, 60, 10)
+    pattern = lxe.Pattern(np.repeat(np.arange(m), 6), at.ravel(), (m, n))
+    fn = lambda y, _: jnp.prod(jnp.sin(y[at]), axis=1)
+    y = np.random.default_rng(0).uniform(0.5, 2.5, n)
+    read = lambda y: as_sparse(lx.JacobianLinearOperator(fn, y), pattern).values
+    if jax.default_backend() == "cpu" and jax.device_count() == 1:
+        assert "scan" in str(jax.make_jaxpr(read)(y))
+    expected = np.prod(np.sin(y[at]), axis=1)[:, None] / np.tan(y[at])
+    assert_close(jax.jit(read)(y), expected.ravel(), 1e-13)

@@ -13,6 +13,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Inexact, PyTree, Scalar, ScalarLike
 
 from .._checks import called
+from .._factor.sparse.lanes import in_lanes
 from .._flat import (
     freeze,
     FrozenStructure,
@@ -206,11 +207,29 @@ class AbstractFactorisedDescent(
         finite = jnp.all(jnp.isfinite(residual))
         return dataclasses.replace(state, problem=problem, finite=finite)
 
+    def query_if(
+        self, wanted: Bool[Array, ""], y: _Y, f_info: Any, state: _State[_Problem]
+    ) -> _State[_Problem]:
+        """`query` where wanted, and the state as it is where not.
+
+        Under `vmap` on a CPU one fit after the other. All at once, XLA computes what
+        tangents pass for each column anew, where the entries of J are read: 16 steps
+        of 500 poses took 3.5 ms for what takes 0.9.
+        """
+        given, known = eqx.partition((y, f_info, state), eqx.is_array)
+
+        def query(given, wanted):
+            y, f_info, state = eqx.combine(given, known)
+            new = lambda: eqx.filter(self.query(y, f_info, state), eqx.is_array)
+            return lax.cond(wanted, new, lambda: eqx.filter(state, eqx.is_array))
+
+        return eqx.combine(in_lanes(query)(given, wanted), known[2])
+
     def step(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
         step_size = jnp.where(state.ended, jnp.nan, step_size)
-        step = self._solve(step_size, state.problem)
+        step = jnp.where(state.ended, 0, self._solve(step_size, state.problem))
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
         # (Members of optimistix's enumeration: promoting lineax's is slow to trace.)

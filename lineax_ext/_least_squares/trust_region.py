@@ -52,6 +52,11 @@ class _Problem(eqx.Module):
     y: Inexact[Array, " n"]
     begun: Bool[Array, ""]
 
+    def multiply(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        """J x, of a sparse J."""
+        spectrum: Any = self.spectrum
+        return spectrum.multiply(self.scale.astype(x.dtype) * x)
+
 
 class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
     """The damped Newton descent in a trust region that is scaled by the Jacobian.

@@ -8,7 +8,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree, ScalarLike
 
 from .._arrangement import cost
-from .._factor.sparse_normal import gram, products
+from .._factor.sparse_gram import gram, products
 from .._flat import is_complex
 from .._structure.detect import detect
 from .._structure.extract import untagged

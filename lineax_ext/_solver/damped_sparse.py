@@ -14,12 +14,11 @@ from jaxtyping import Array, Bool, Float, Inexact, PyTree, ScalarLike
 
 from .._arrangement import cost, Entries
 from .._factor import sparse
-from .._factor.sparse.lanes import in_lanes_if
+from .._factor.sparse.lanes import in_lanes, in_lanes_if
+from .._factor.sparse_gram import dense_rows, gram
 from .._factor.sparse_normal import (
-    dense_rows,
     factorise,
     Factorised,
-    gram,
     has_null_space,
     is_singular,
     Normal,
@@ -143,9 +142,9 @@ class DampedSparse(AbstractDampedSolver[DampedSparseState]):
     ill-conditioned dense ones. The steps of a fit are corrected only where their
     gradients are larger.
 
-    A few rows that are far longer than all others, such as a prior on a sum, stay out
-    of the fronts: a matrix of low rank, for which conjugate gradients take one more
-    correction a row. Those of a Jacobian are read by rows, the others by columns.
+    Up to eight rows that are far longer than all others, such as a prior on a sum, stay
+    out of the fronts: a matrix of low rank, added by Woodbury's formula, which costs a
+    substitution a row. Those of a Jacobian are read by rows, the others by columns.
 
     Costs the squared lengths of the rows for `init`, a factorisation (see
     [`lineax_ext.SparseCholesky`][]) for `damp`, and twice or more O(fill) a solve.
@@ -271,14 +270,19 @@ class _Path(eqx.Module):
     structure: FrozenStructure = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
-        real = self.normal.norms.dtype
-        root = jnp.sqrt(jnp.asarray(damping)).astype(real)
+        x = in_lanes(_Path._solution)(self, jnp.asarray(damping))
+        return unravel(x, thaw(self.structure))
+
+    def _solution(self, damping: Float[Array, ""]) -> Inexact[Array, " n"]:
+        root = jnp.sqrt(damping).astype(self.normal.norms.dtype)
         made = factorise(self.normal, root, None)
         n = self.normal.pattern.shape[1]
         b = self.vector, jnp.zeros((n,), self.vector.dtype)
         z, *_ = solve(made, b, unless=jnp.isnan(root), corrected=False)
-        x = z / made.lengths.astype(z.dtype)
-        return unravel(x, thaw(self.structure))
+        return z / made.lengths.astype(z.dtype)
+
+    def multiply(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return self.normal.multiply(x)
 
 
 def _newton(normal: Normal, vector: Inexact[Array, " m"]) -> Evaluated:
@@ -349,6 +353,9 @@ class _Secular(eqx.Module):
 
     def solution(self, x: Inexact[Array, " n"]) -> Inexact[Array, " n"]:
         return x
+
+    def multiply(self, x: Inexact[Array, " n"]) -> Inexact[Array, " m"]:
+        return self.normal.multiply(x)
 
     def gradient(self) -> Float[Array, ""]:
         pattern, values = self.normal.pattern, jnp.conj(self.normal.values)
