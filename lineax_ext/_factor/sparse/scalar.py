@@ -9,8 +9,10 @@ once, and two kernels to compile.
 
 import functools as ft
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +23,31 @@ from .lanes import lanes_last
 from .scaling import equilibrated
 
 
+_WIDTH = 4  # numbers a step
+
 # No index is negative: looking took a fifth of the time.
 _at = ft.partial(lax.dynamic_index_in_dim, allow_negative_indices=False)
 _number = ft.partial(_at, keepdims=False)
-_put = ft.partial(lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False)
+_some = ft.partial(
+    lax.dynamic_slice_in_dim, slice_size=_WIDTH, allow_negative_indices=False
+)
+_put = ft.partial(lax.dynamic_update_slice_in_dim, axis=0, allow_negative_indices=False)
+
+
+class Steps(NamedTuple):
+    """In turn, what is taken from the array of entries: a ← a − b c, for `_WIDTH` or
+    fewer a, and c, that stand next to each other, and one b.
+
+    Those of pivot j are in the rows from `columns[j]` on; b of row r is at
+    `factors[r]`, and its steps are from `rows[r]` on. Of step k, `places[2 k]` is
+    8 times the place of the first c, and the number of them added; `places[2 k + 1]` is
+    that of the first a.
+    """
+
+    columns: np.ndarray
+    factors: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
 
 
 class Scalar:
@@ -38,9 +61,8 @@ class Scalar:
     the places below are for L, and those above have the column of A that it is made
     of.
 
-    The entries `kept` of the pattern go to `places`.
-    `targets`: of each a ← a − b c, in turn, for each b below a pivot, and for each c to
-    its right; those of pivot j are from `pairs[j]` on.
+    The entries `kept` of the pattern go to `places`. `operations`: how many a ← a − b c
+    the `steps` are for.
     """
 
     def __init__(self, pattern: Pattern, symmetric: bool, matched, order, rows, cols):
@@ -64,22 +86,27 @@ class Scalar:
         self.kept = np.flatnonzero(i >= j) if symmetric else np.arange(len(i))
         self.places = place(i, j)[self.kept].astype(np.int32)
 
-        # What is taken from the entries to the right of those above a pivot's row, and
-        # below those in its column.
+        # Of those above a pivot's row, from entry i and what is to its right the k-th
+        # below the pivot times what is above k; of those left of its column likewise.
         size = np.bincount(cols, minlength=n)
         start = np.cumsum(size) - size
         pairs = size**2
         column = np.repeat(np.arange(n), pairs)
         number = np.arange(len(column)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
-        below = start[column] + number // size[column]
-        right = start[column] + number % size[column]
-        if symmetric:
-            half = below >= right
-            column, below, right = column[half], below[half], right[half]
-        self.targets = place(rows[below], rows[right]).astype(np.int32)
-        ends = np.arange(n + 1)
-        self.starts = np.searchsorted(cols, ends).astype(np.int32)
-        self.pairs = np.searchsorted(column, ends).astype(np.int32)
+        k = start[column] + number // size[column]
+        i = start[column] + number % size[column]
+        right, below = i >= k, (i > k) & (not symmetric)
+        pivots = np.append(column[right], column[below])
+        factors = np.append(lower + k[right], upper + k[below])
+        source = np.append(upper + i[right], lower + i[below])
+        target = np.append(
+            place(rows[k[right]], rows[i[right]]),
+            place(rows[i[below]], rows[k[below]]),
+        )
+        turn = np.argsort(pivots, kind="stable")
+        self.operations = n + count + len(turn)
+        self.steps = _steps(n, *(x[turn] for x in (pivots, factors, source, target)))
+        self.starts = np.searchsorted(cols, np.arange(n + 1)).astype(np.int32)
 
     def __eq__(self, other):
         if not isinstance(other, Scalar):
@@ -89,12 +116,35 @@ class Scalar:
     def __hash__(self):
         return hash((self.pattern, self.symmetric))
 
-    @property
-    def operations(self) -> int:
-        return self.pattern.shape[0] + len(self.rows) + len(self.targets)
-
     def __repr__(self):
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
+
+
+def _steps(
+    n: int,
+    pivots: np.ndarray,
+    factors: np.ndarray,
+    source: np.ndarray,
+    target: np.ndarray,
+) -> Steps:
+    """The steps of operations that are sorted by their pivots and factors."""
+    count = len(pivots)
+    row = np.append(True, factors[1:] != factors[:-1])[:count]
+    apart = np.append(True, (np.diff(source) != 1) | (np.diff(target) != 1))[:count]
+    runs = np.flatnonzero(row | apart)
+    length = np.diff(np.append(runs, count))
+    pieces = -(-length // _WIDTH)
+    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    first = np.repeat(runs, pieces) + _WIDTH * within
+    number = np.minimum(_WIDTH, np.repeat(length, pieces) - _WIDTH * within)
+    row = np.flatnonzero(row)
+    arrays = (
+        np.searchsorted(pivots[row], np.arange(n + 1)),
+        factors[row],
+        np.searchsorted(first, np.append(row, count)),
+        np.stack([8 * source[first] + number, target[first]], axis=1).reshape(-1),
+    )
+    return Steps(*(x.astype(np.int32) for x in arrays))
 
 
 _OPERATIONS = 1_000_000  # three ms, as long as fronts would take
@@ -167,14 +217,14 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
     eps = float(jnp.finfo(row_scale.dtype).eps)
     least = jnp.asarray(eps**0.5, row_scale.dtype)
-    entries = jnp.zeros((plan.fill,), values.dtype)
+    # What a step reads beyond the last one is there.
+    entries = jnp.zeros((plan.fill + _WIDTH,), values.dtype)
     entries = entries.at[plan.places].set(scaled[plan.kept], unique_indices=True)
-    index = plan.starts, plan.pairs, plan.targets
     if n > 0:
+        index = jax.tree_util.tree_map(jnp.asarray, (plan.starts, plan.steps))
         eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n))
-        entries = eliminate([jnp.asarray(x) for x in index], entries)
-    reciprocals, lower = entries[:n], entries[n : n + count]
-    right = entries[n + count :]
+        entries = eliminate(index, entries)
+    reciprocals, lower, right, _ = jnp.split(entries, [n, n + count, plan.fill])
     upper, failed = None, jnp.array(False)
     if plan.symmetric:
         failed = ~jnp.all(reciprocals.real > 0)
@@ -191,13 +241,14 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
 
 
-def _eliminated(symmetric: bool, n: int, index, entries):
+def _eliminated(symmetric: bool, n: int, index: tuple[Array, Steps], entries):
     """The reciprocals of D; L; and D U, or its adjoint."""
-    starts, pairs, targets = index
-    count = (len(entries) - n) // 2
+    starts, steps = index
+    count = (len(entries) - _WIDTH - n) // 2
     lower, upper = n, n + count
     real = jnp.finfo(entries.dtype).dtype
     least = jnp.asarray(float(jnp.finfo(real).eps) ** 0.5, real)
+    number = lax.broadcasted_iota(jnp.int32, (_WIDTH, 1), 0)
 
     def eliminate(j, entries):
         x = _at(entries, j)
@@ -208,24 +259,28 @@ def _eliminated(symmetric: bool, n: int, index, entries):
         entries = _put(entries, reciprocal, j)
         if count == 0:
             return entries
-        first, end, pair = _number(starts, j), _number(starts, j + 1), _number(pairs, j)
 
-        def row(k, entries):
-            b = _at(entries, k + (upper if symmetric else lower)) * reciprocal
-            entries = _put(entries, b, k + lower)
-            before = k - first
-            length = before + 1 if symmetric else end - first
-            done = before * length // 2 if symmetric else before * length
-            shift = pair + done - first
+        def divide(k, entries):
+            x = _at(entries, k + (upper if symmetric else lower))
+            return _put(entries, x * reciprocal, k + lower)
 
-            def subtract(i, entries):
-                c = _at(entries, i + upper)
-                target = _number(targets, i + shift)
-                x = _at(entries, target) - b * (jnp.conj(c) if symmetric else c)
-                return _put(entries, x, target)
+        def row(r, entries):
+            b = _at(entries, _number(steps.factors, r))
+            b = jnp.conj(b) if symmetric else b
 
-            return lax.fori_loop(first, first + length, subtract, entries)
+            def subtract(k, entries):
+                source = _number(steps.places, 2 * k)
+                target = _number(steps.places, 2 * k + 1)
+                c = _some(entries, source >> 3)
+                change = jnp.where(number < (source & 7), b * c, 0)
+                return _put(entries, _some(entries, target) - change, target)
 
+            first, end = _number(steps.rows, r), _number(steps.rows, r + 1)
+            return lax.fori_loop(first, end, subtract, entries)
+
+        first, end = _number(starts, j), _number(starts, j + 1)
+        entries = lax.fori_loop(first, end, divide, entries)
+        first, end = _number(steps.columns, j), _number(steps.columns, j + 1)
         return lax.fori_loop(first, end, row, entries)
 
     return lax.fori_loop(jnp.int32(0), jnp.int32(n), eliminate, entries)
