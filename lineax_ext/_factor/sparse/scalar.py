@@ -4,12 +4,11 @@ A front of a tree, or of a circuit, has one pivot and a neighbour or two. As a d
 matrix it is mostly padding, and a kernel for each of them takes longer than its
 arithmetic. Here a factorisation is a list of operations a ← a − b c on an array of
 entries, and one loop goes through it: some 3 ns each on a CPU, 6 for four matrices at
-once, and two kernels to compile.
+once or for four entries that stand next to each other, and two kernels to compile.
 """
 
 import functools as ft
 from collections.abc import Callable
-from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,34 +19,25 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._structure.pattern import Pattern
 from .lanes import lanes_last
+from .runs import eliminations, Steps, sweep
 from .scaling import equilibrated
 
-
-_WIDTH = 4  # numbers a step
 
 # No index is negative: looking took a fifth of the time.
 _at = ft.partial(lax.dynamic_index_in_dim, allow_negative_indices=False)
 _number = ft.partial(_at, keepdims=False)
-_some = ft.partial(
-    lax.dynamic_slice_in_dim, slice_size=_WIDTH, allow_negative_indices=False
-)
+_some = ft.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
 _put = ft.partial(lax.dynamic_update_slice_in_dim, axis=0, allow_negative_indices=False)
 
 
-class Steps(NamedTuple):
-    """In turn, what is taken from the array of entries: a ← a − b c, for `_WIDTH` or
-    fewer a, and c, that stand next to each other, and one b.
-
-    Those of pivot j are in the rows from `columns[j]` on; b of row r is at
-    `factors[r]`, and its steps are from `rows[r]` on. Of step k, `places[2 k]` is
-    8 times the place of the first c, and the number of them added; `places[2 k + 1]` is
-    that of the first a.
-    """
-
-    columns: np.ndarray
-    factors: np.ndarray
-    rows: np.ndarray
-    places: np.ndarray
+def _taken(width: int, entries: Array, source: Array) -> Array:
+    """The entries of a step: `source` is 8 times the place of the first, and their
+    number; those beyond it are zeros."""
+    out = _some(entries, source >> 3, width)
+    if width == 1:
+        return out
+    number = lax.broadcasted_iota(jnp.int32, (width, 1), 0)
+    return jnp.where(number < (source & 7), out, 0)
 
 
 class Scalar:
@@ -61,8 +51,8 @@ class Scalar:
     the places below are for L, and those above have the column of A that it is made
     of.
 
-    The entries `kept` of the pattern go to `places`. `operations`: how many a ← a − b c
-    the `steps` are for.
+    The entries `kept` of the pattern go to `places`. `steps` and `sweep`: those of a
+    factorisation, of `operations`, and of a substitution, of up to `width` entries.
     """
 
     def __init__(self, pattern: Pattern, symmetric: bool, matched, order, rows, cols):
@@ -105,7 +95,9 @@ class Scalar:
         )
         turn = np.argsort(pivots, kind="stable")
         self.operations = n + count + len(turn)
-        self.steps = _steps(n, *(x[turn] for x in (pivots, factors, source, target)))
+        operations = (x[turn] for x in (pivots, factors, source, target))
+        self.steps, self.width = eliminations(n, *operations)
+        self.sweep = sweep(rows, cols, self.width)
         self.starts = np.searchsorted(cols, np.arange(n + 1)).astype(np.int32)
 
     def __eq__(self, other):
@@ -118,33 +110,6 @@ class Scalar:
 
     def __repr__(self):
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
-
-
-def _steps(
-    n: int,
-    pivots: np.ndarray,
-    factors: np.ndarray,
-    source: np.ndarray,
-    target: np.ndarray,
-) -> Steps:
-    """The steps of operations that are sorted by their pivots and factors."""
-    count = len(pivots)
-    row = np.append(True, factors[1:] != factors[:-1])[:count]
-    apart = np.append(True, (np.diff(source) != 1) | (np.diff(target) != 1))[:count]
-    runs = np.flatnonzero(row | apart)
-    length = np.diff(np.append(runs, count))
-    pieces = -(-length // _WIDTH)
-    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = np.repeat(runs, pieces) + _WIDTH * within
-    number = np.minimum(_WIDTH, np.repeat(length, pieces) - _WIDTH * within)
-    row = np.flatnonzero(row)
-    arrays = (
-        np.searchsorted(pivots[row], np.arange(n + 1)),
-        factors[row],
-        np.searchsorted(first, np.append(row, count)),
-        np.stack([8 * source[first] + number, target[first]], axis=1).reshape(-1),
-    )
-    return Steps(*(x.astype(np.int32) for x in arrays))
 
 
 _OPERATIONS = 1_000_000  # three ms, as long as fronts would take
@@ -218,11 +183,11 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     eps = float(jnp.finfo(row_scale.dtype).eps)
     least = jnp.asarray(eps**0.5, row_scale.dtype)
     # What a step reads beyond the last one is there.
-    entries = jnp.zeros((plan.fill + _WIDTH,), values.dtype)
+    entries = jnp.zeros((plan.fill + plan.width,), values.dtype)
     entries = entries.at[plan.places].set(scaled[plan.kept], unique_indices=True)
     if n > 0:
         index = jax.tree_util.tree_map(jnp.asarray, (plan.starts, plan.steps))
-        eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n))
+        eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n, plan.width))
         entries = eliminate(index, entries)
     reciprocals, lower, right, _ = jnp.split(entries, [n, n + count, plan.fill])
     upper, failed = None, jnp.array(False)
@@ -241,14 +206,15 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
 
 
-def _eliminated(symmetric: bool, n: int, index: tuple[Array, Steps], entries):
+def _eliminated(
+    symmetric: bool, n: int, width: int, index: tuple[Array, Steps], entries
+):
     """The reciprocals of D; L; and D U, or its adjoint."""
     starts, steps = index
-    count = (len(entries) - _WIDTH - n) // 2
+    count = (len(entries) - width - n) // 2
     lower, upper = n, n + count
     real = jnp.finfo(entries.dtype).dtype
     least = jnp.asarray(float(jnp.finfo(real).eps) ** 0.5, real)
-    number = lax.broadcasted_iota(jnp.int32, (_WIDTH, 1), 0)
 
     def eliminate(j, entries):
         x = _at(entries, j)
@@ -269,11 +235,9 @@ def _eliminated(symmetric: bool, n: int, index: tuple[Array, Steps], entries):
             b = jnp.conj(b) if symmetric else b
 
             def subtract(k, entries):
-                source = _number(steps.places, 2 * k)
-                target = _number(steps.places, 2 * k + 1)
-                c = _some(entries, source >> 3)
-                change = jnp.where(number < (source & 7), b * c, 0)
-                return _put(entries, _some(entries, target) - change, target)
+                source, target = (_number(steps.places, 2 * k + i) for i in range(2))
+                change = b * _taken(width, entries, source)
+                return _put(entries, _some(entries, target, width) - change, target)
 
             first, end = _number(steps.rows, r), _number(steps.rows, r + 1)
             return lax.fori_loop(first, end, subtract, entries)
@@ -326,25 +290,35 @@ def substitute(
         rows, cols = cols, rows
     b = b * row_scale[:, None].astype(b.dtype)
     reciprocals = factors.reciprocals[:, None]
-    later, own = jnp.asarray(plan.rows), jnp.asarray(plan.cols)
-    count = len(plan.rows)
+    width, count = plan.width, len(plan.sweep[0])
+    places = [jnp.asarray(x) for x in plan.sweep]
+    beyond = lambda x: jnp.pad(x, [(0, width), *[(0, 0)] * (x.ndim - 1)])
+    lower, upper = beyond(lower)[:, None], beyond(upper)[:, None]
 
     def swept(b):
+        def some(entries, k):
+            """Those of step k, the first of their rows, and their column."""
+            row, column, source = (_number(x, k) for x in places)
+            own = _at(entries, k) if width == 1 else _taken(width, entries, source)
+            return own, row, column
+
         def up(k, b):
-            i = _number(later, k)
-            change = _at(lower, k)[:, None] * _at(b, _number(own, k))
-            return _put(b, _at(b, i) - change, i)
+            entries, row, column = some(lower, k)
+            change = entries * _at(b, column)
+            return _put(b, _some(b, row, width) - change, row)
 
         def down(k, b):
-            k = count - 1 - k
-            j = _number(own, k)
-            change = _at(upper, k)[:, None] * _at(b, _number(later, k))
-            return _put(b, _at(b, j) - change, j)
+            entries, row, column = some(upper, count - 1 - k)
+            change = jnp.sum(entries * _some(b, row, width), axis=0, keepdims=True)
+            return _put(b, _at(b, column) - change, column)
 
         if count == 0:
             return b * reciprocals
-        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, b) * reciprocals
-        return lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)
+        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, beyond(b))
+        b = b * beyond(reciprocals)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)[
+            : len(reciprocals)
+        ]
 
     b = b.at[rows].get(mode="promise_in_bounds")
     if b.shape[1] == 1:
