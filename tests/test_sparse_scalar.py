@@ -192,7 +192,7 @@ def test_one_triangle():
 def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
-    assert scalar.list_of(full(150, 150)) is None  # of a million operations
+    assert scalar.list_of(full(220, 220)) is None  # of three million operations
     many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
