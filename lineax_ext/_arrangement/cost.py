@@ -87,8 +87,8 @@ def entry_by_entry(plan: Scalar) -> Cost:
     """Loops of that many steps, and what is around them: scales, sizes.
 
     CPU time in ms, a tree of 10,000, a circuit of 5000: 1.1, 2.6 (predicted 1.2, 2.9),
-    and 0.10, 0.20 (0.14, 0.29). With four entries a step, grids of 32×32 with 2 species,
-    60×60, 80×80: 3.3, 4.3, 9.4 (3.6, 4.2, 9.9), and 0.19, 0.3, 0.5 (0.20, 0.23, 0.45).
+    and 0.10, 0.20 (0.14, 0.29). With four entries a step, and others beside it, grids
+    of 32×32 with 2 species, 60×60, 80×80: 3.3, 4.3, 9.4 (3.7, 4.2, 9.9).
     """
     step, entry = (0.0035, 0.004) if plan.width == 1 else (0.0055, 0.002)
     work = step * len(plan.steps.places) / 2 + 0.03 * len(plan.pattern)

@@ -30,14 +30,13 @@ _some = ft.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
 _put = ft.partial(lax.dynamic_update_slice_in_dim, axis=0, allow_negative_indices=False)
 
 
-def _taken(width: int, entries: Array, source: Array) -> Array:
-    """The entries of a step: `source` is 8 times the place of the first, and their
-    number; those beyond it are zeros."""
-    out = _some(entries, source >> 3, width)
+def _own(width: int, source: Array, x: Array) -> Array:
+    """Zeros in place of what is beyond a step: 8 times where it starts, and how many
+    it has, are `source`."""
     if width == 1:
-        return out
+        return x
     number = lax.broadcasted_iota(jnp.int32, (width, 1), 0)
-    return jnp.where(number < (source & 7), out, 0)
+    return jnp.where(number < (source & 7), x, 0)
 
 
 class Scalar:
@@ -237,7 +236,7 @@ def _eliminated(
 
             def subtract(k, entries):
                 source, target = (_number(steps.places, 2 * k + i) for i in range(2))
-                change = b * _taken(width, entries, source)
+                change = _own(width, source, b * _some(entries, source >> 3, width))
                 return _put(entries, _some(entries, target, width) - change, target)
 
             first, end = _number(steps.rows, r), _number(steps.rows, r + 1)
@@ -298,28 +297,29 @@ def substitute(
 
     def swept(b):
         def some(entries, k):
-            """Those of step k, the first of their rows, and their column."""
+            """Those of step k, the first of their rows, and their column; `source`."""
             row, column, source = (_number(x, k) for x in places)
-            own = _at(entries, k) if width == 1 else _taken(width, entries, source)
-            return own, row, column
+            # Without a look at `source`, if it is k.
+            at = k if width == 1 else source >> 3
+            return _some(entries, at, width), row, column, source
 
         def up(k, b):
-            entries, row, column = some(lower, k)
-            change = entries * _at(b, column)
+            entries, row, column, source = some(lower, k)
+            change = _own(width, source, entries * _at(b, column))
             return _put(b, _some(b, row, width) - change, row)
 
         def down(k, b):
-            entries, row, column = some(upper, count - 1 - k)
-            change = jnp.sum(entries * _some(b, row, width), axis=0, keepdims=True)
-            return _put(b, _at(b, column) - change, column)
+            entries, row, column, source = some(upper, count - 1 - k)
+            change = _own(width, source, entries * _some(b, row, width))
+            total = jnp.sum(change, axis=0, keepdims=True)
+            return _put(b, _at(b, column) - total, column)
 
         if count == 0:
             return b * reciprocals
         b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, beyond(b))
         b = b * beyond(reciprocals)
-        return lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)[
-            : len(reciprocals)
-        ]
+        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)
+        return b[: len(reciprocals)]
 
     b = b.at[rows].get(mode="promise_in_bounds")
     if b.shape[1] == 1:
