@@ -189,10 +189,35 @@ def test_one_triangle():
     assert planned(full(n, n), True).operations == np.sum(1 + below + half)
 
 
+@pytest.mark.parametrize("symmetric", (False, True))
+def test_several_a_step(symmetric):
+    """Blocks of a border: four entries a step, fewer at the ends; many matrices too."""
+    rng = np.random.default_rng(15)
+    n, border = 42, 12
+    matrix = np.zeros((n, n), complex)
+    for start in range(0, n - border, 10):
+        block = np.append(np.arange(start, start + 10), np.arange(n - border, n))
+        entries = rng.normal(size=(2, len(block), len(block)))
+        matrix[np.ix_(block, block)] += entries[0] + 1j * entries[1]
+    matrix = matrix + matrix.conj().T if symmetric else matrix
+    matrix += 100 * np.eye(n)
+    assert check(matrix, symmetric)
+    pattern, values = apart(matrix)
+    plan = planned(pattern, symmetric)
+    assert plan.width == 4 and planned(apart(tree(50, 14))[0]).width == 1
+    b, scales = rng.normal(size=(n, 1)) + 0j, np.arange(1.0, 6) + 0j
+    x, good = jax.jit(
+        jax.vmap(lambda s: sparse.solve(plan, sparse.factor(plan, s * values), b))
+    )(jnp.asarray(scales))
+    expected = np.linalg.solve(matrix, b) / scales[:, None, None]
+    assert good.all()
+    np.testing.assert_allclose(x, expected, rtol=1e-11)
+
+
 def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
-    assert scalar.list_of(full(150, 150)) is None  # of a million operations
+    assert scalar.list_of(full(220, 220)) is None  # of three million operations
     many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -84,13 +84,15 @@ def multifrontal_at_least(n: int) -> Cost:
 
 
 def entry_by_entry(plan: Scalar) -> Cost:
-    """Loops of that many operations, and what is around them: scales, sizes.
+    """Loops of that many steps, and what is around them: scales, sizes.
 
-    CPU time in ms, a tree of 10,000, a circuit of 5000, a grid of 32×32 with 2 species:
-    1.1, 2.6, 5.9 (predicted 1.2, 2.9, 6.6), and 0.10, 0.20, 0.25 (0.14, 0.29, 0.37).
+    CPU time in ms, a tree of 10,000, a circuit of 5000: 1.1, 2.6 (predicted 1.2, 2.9),
+    and 0.10, 0.20 (0.14, 0.29). With four entries a step, and others beside it, grids
+    of 32×32 with 2 species, 60×60, 80×80: 3.3, 4.3, 9.4 (3.7, 4.2, 9.9).
     """
-    work = 0.0035 * plan.operations + 0.03 * len(plan.pattern)
-    return Cost(40 * _COMPILED + work, 20 + 0.004 * plan.fill)
+    step, entry = (0.0035, 0.004) if plan.width == 1 else (0.0055, 0.002)
+    work = step * len(plan.steps.places) / 2 + 0.03 * len(plan.pattern)
+    return Cost(40 * _COMPILED + work, 20 + entry * plan.fill)
 
 
 def bordered(plan: Bordered) -> Cost:

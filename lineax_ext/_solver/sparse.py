@@ -70,10 +70,10 @@ class SparseLU(_AbstractSparse):
     in NumPy, while JAX traces: rows are matched so that no zero is on the diagonal, the
     graph is dissected, and its parts are gathered into dense fronts. These are
     factorised level by level, many at once, with pivoting inside each of them. Where so
-    little fills in that a million operations will do, as for a tree, a narrow band, a
-    circuit or a small grid, a CPU goes through them one by one, in a loop that takes 3
-    ns for each and compiles in a second, for four matrices at once under `vmap`; there
-    rows do not change places. A pivot that
+    little fills in that three million operations will do, as for a tree, a narrow band,
+    a circuit or a small grid, a CPU goes through them in a loop that takes 3 ns for
+    one, or 6 for four that stand next to each other, and compiles in a second, for four
+    matrices at once under `vmap`; there rows do not change places. A pivot that
     is too small is raised, and the residual is taken down by refinement and then by
     GMRES, with the factors as preconditioner. Where entries are factorised one by one
     and |L| |D| |U| is of the size of A, no residual has to be looked at.

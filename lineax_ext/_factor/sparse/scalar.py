@@ -4,13 +4,14 @@ A front of a tree, or of a circuit, has one pivot and a neighbour or two. As a d
 matrix it is mostly padding, and a kernel for each of them takes longer than its
 arithmetic. Here a factorisation is a list of operations a ← a − b c on an array of
 entries, and one loop goes through it: some 3 ns each on a CPU, 6 for four matrices at
-once, and two kernels to compile.
+once or for four entries that stand next to each other, and two kernels to compile.
 """
 
 import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
+import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
@@ -18,13 +19,24 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._structure.pattern import Pattern
 from .lanes import lanes_last
+from .runs import eliminations, Steps, sweep
 from .scaling import equilibrated
 
 
 # No index is negative: looking took a fifth of the time.
 _at = ft.partial(lax.dynamic_index_in_dim, allow_negative_indices=False)
 _number = ft.partial(_at, keepdims=False)
-_put = ft.partial(lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False)
+_some = ft.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
+_put = ft.partial(lax.dynamic_update_slice_in_dim, axis=0, allow_negative_indices=False)
+
+
+def _own(width: int, source: Array, x: Array) -> Array:
+    """Zeros in place of what is beyond a step: 8 times where it starts, and how many
+    it has, are `source`."""
+    if width == 1:
+        return x
+    number = lax.broadcasted_iota(jnp.int32, (width, 1), 0)
+    return jnp.where(number < (source & 7), x, 0)
 
 
 class Scalar:
@@ -38,9 +50,8 @@ class Scalar:
     the places below are for L, and those above have the column of A that it is made
     of.
 
-    The entries `kept` of the pattern go to `places`.
-    `targets`: of each a ← a − b c, in turn, for each b below a pivot, and for each c to
-    its right; those of pivot j are from `pairs[j]` on.
+    The entries `kept` of the pattern go to `places`. `steps` and `sweep`: those of a
+    factorisation, of `operations`, and of a substitution, of up to `width` entries.
     """
 
     def __init__(self, pattern: Pattern, symmetric: bool, matched, order, rows, cols):
@@ -64,22 +75,29 @@ class Scalar:
         self.kept = np.flatnonzero(i >= j) if symmetric else np.arange(len(i))
         self.places = place(i, j)[self.kept].astype(np.int32)
 
-        # What is taken from the entries to the right of those above a pivot's row, and
-        # below those in its column.
+        # Of those above a pivot's row, from entry i and what is to its right the k-th
+        # below the pivot times what is above k; of those left of its column likewise.
         size = np.bincount(cols, minlength=n)
         start = np.cumsum(size) - size
         pairs = size**2
         column = np.repeat(np.arange(n), pairs)
         number = np.arange(len(column)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
-        below = start[column] + number // size[column]
-        right = start[column] + number % size[column]
-        if symmetric:
-            half = below >= right
-            column, below, right = column[half], below[half], right[half]
-        self.targets = place(rows[below], rows[right]).astype(np.int32)
-        ends = np.arange(n + 1)
-        self.starts = np.searchsorted(cols, ends).astype(np.int32)
-        self.pairs = np.searchsorted(column, ends).astype(np.int32)
+        k = start[column] + number // size[column]
+        i = start[column] + number % size[column]
+        right, below = i >= k, (i > k) & (not symmetric)
+        pivots = np.append(column[right], column[below])
+        factors = np.append(lower + k[right], upper + k[below])
+        source = np.append(upper + i[right], lower + i[below])
+        target = np.append(
+            place(rows[k[right]], rows[i[right]]),
+            place(rows[i[below]], rows[k[below]]),
+        )
+        turn = np.argsort(pivots, kind="stable")
+        self.operations = n + count + len(turn)
+        operations = (x[turn] for x in (pivots, factors, source, target))
+        self.steps, self.width = eliminations(n, *operations)
+        self.sweep = sweep(rows, cols, self.width)
+        self.starts = np.searchsorted(cols, np.arange(n + 1)).astype(np.int32)
 
     def __eq__(self, other):
         if not isinstance(other, Scalar):
@@ -89,18 +107,15 @@ class Scalar:
     def __hash__(self):
         return hash((self.pattern, self.symmetric))
 
-    @property
-    def operations(self) -> int:
-        return self.pattern.shape[0] + len(self.rows) + len(self.targets)
-
     def __repr__(self):
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
 
 
-_OPERATIONS = 1_000_000  # three ms, as long as fronts would take
-_FILL = (
-    100_000  # entries, a megabyte: beyond caches an operation takes ten times as long
-)
+# A grid of 80×80, 4,900,000 operations and 215,000 entries, takes three quarters of the
+# time of fronts, one of 100×100 all of it; but its lists take seconds to make.
+_OPERATIONS = 3_000_000
+_FILL = 250_000  # entries of the factors
+_ENTRIES = 100_000  # of the pattern, beyond which nothing is ordered
 
 
 @ft.lru_cache(maxsize=64)
@@ -119,7 +134,7 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
 
     n = pattern.shape[0]
     matched, _, graph = matched_graph(pattern, symmetric)
-    if n + len(graph.indices) > _FILL:  # before anything is ordered
+    if n + len(graph.indices) > _ENTRIES:
         return None
     order, rows, cols = ordering(pattern, symmetric)
     size = np.bincount(cols, minlength=n).astype(np.int64)
@@ -154,7 +169,7 @@ class ScalarFactors(eqx.Module):
 def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
     """A pivot that is too small is raised; rows do not change places.
 
-    Cost: 3 ns an operation, of which there are `plan.operations`.
+    Cost: 3 ns an operation, or 6 for four next to each other, `plan.operations` in all.
     """
     n, count = plan.pattern.shape[0], len(plan.rows)
 
@@ -167,14 +182,14 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
     eps = float(jnp.finfo(row_scale.dtype).eps)
     least = jnp.asarray(eps**0.5, row_scale.dtype)
-    entries = jnp.zeros((plan.fill,), values.dtype)
+    # What a step reads beyond the last one is there.
+    entries = jnp.zeros((plan.fill + plan.width,), values.dtype)
     entries = entries.at[plan.places].set(scaled[plan.kept], unique_indices=True)
-    index = plan.starts, plan.pairs, plan.targets
     if n > 0:
-        eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n))
-        entries = eliminate([jnp.asarray(x) for x in index], entries)
-    reciprocals, lower = entries[:n], entries[n : n + count]
-    right = entries[n + count :]
+        index = jax.tree_util.tree_map(jnp.asarray, (plan.starts, plan.steps))
+        eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n, plan.width))
+        entries = eliminate(index, entries)
+    reciprocals, lower, right, _ = jnp.split(entries, [n, n + count, plan.fill])
     upper, failed = None, jnp.array(False)
     if plan.symmetric:
         failed = ~jnp.all(reciprocals.real > 0)
@@ -191,10 +206,12 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
 
 
-def _eliminated(symmetric: bool, n: int, index, entries):
+def _eliminated(
+    symmetric: bool, n: int, width: int, index: tuple[Array, Steps], entries
+):
     """The reciprocals of D; L; and D U, or its adjoint."""
-    starts, pairs, targets = index
-    count = (len(entries) - n) // 2
+    starts, steps = index
+    count = (len(entries) - width - n) // 2
     lower, upper = n, n + count
     real = jnp.finfo(entries.dtype).dtype
     least = jnp.asarray(float(jnp.finfo(real).eps) ** 0.5, real)
@@ -208,24 +225,26 @@ def _eliminated(symmetric: bool, n: int, index, entries):
         entries = _put(entries, reciprocal, j)
         if count == 0:
             return entries
-        first, end, pair = _number(starts, j), _number(starts, j + 1), _number(pairs, j)
 
-        def row(k, entries):
-            b = _at(entries, k + (upper if symmetric else lower)) * reciprocal
-            entries = _put(entries, b, k + lower)
-            before = k - first
-            length = before + 1 if symmetric else end - first
-            done = before * length // 2 if symmetric else before * length
-            shift = pair + done - first
+        def divide(k, entries):
+            x = _at(entries, k + (upper if symmetric else lower))
+            return _put(entries, x * reciprocal, k + lower)
 
-            def subtract(i, entries):
-                c = _at(entries, i + upper)
-                target = _number(targets, i + shift)
-                x = _at(entries, target) - b * (jnp.conj(c) if symmetric else c)
-                return _put(entries, x, target)
+        def row(r, entries):
+            b = _at(entries, _number(steps.factors, r))
+            b = jnp.conj(b) if symmetric else b
 
-            return lax.fori_loop(first, first + length, subtract, entries)
+            def subtract(k, entries):
+                source, target = (_number(steps.places, 2 * k + i) for i in range(2))
+                change = _own(width, source, b * _some(entries, source >> 3, width))
+                return _put(entries, _some(entries, target, width) - change, target)
 
+            first, end = _number(steps.rows, r), _number(steps.rows, r + 1)
+            return lax.fori_loop(first, end, subtract, entries)
+
+        first, end = _number(starts, j), _number(starts, j + 1)
+        entries = lax.fori_loop(first, end, divide, entries)
+        first, end = _number(steps.columns, j), _number(steps.columns, j + 1)
         return lax.fori_loop(first, end, row, entries)
 
     return lax.fori_loop(jnp.int32(0), jnp.int32(n), eliminate, entries)
@@ -271,25 +290,36 @@ def substitute(
         rows, cols = cols, rows
     b = b * row_scale[:, None].astype(b.dtype)
     reciprocals = factors.reciprocals[:, None]
-    later, own = jnp.asarray(plan.rows), jnp.asarray(plan.cols)
-    count = len(plan.rows)
+    width, count = plan.width, len(plan.sweep[0])
+    places = [jnp.asarray(x) for x in plan.sweep]
+    beyond = lambda x: jnp.pad(x, [(0, width), *[(0, 0)] * (x.ndim - 1)])
+    lower, upper = beyond(lower)[:, None], beyond(upper)[:, None]
 
     def swept(b):
+        def some(entries, k):
+            """Those of step k, the first of their rows, and their column; `source`."""
+            row, column, source = (_number(x, k) for x in places)
+            # Without a look at `source`, if it is k.
+            at = k if width == 1 else source >> 3
+            return _some(entries, at, width), row, column, source
+
         def up(k, b):
-            i = _number(later, k)
-            change = _at(lower, k)[:, None] * _at(b, _number(own, k))
-            return _put(b, _at(b, i) - change, i)
+            entries, row, column, source = some(lower, k)
+            change = _own(width, source, entries * _at(b, column))
+            return _put(b, _some(b, row, width) - change, row)
 
         def down(k, b):
-            k = count - 1 - k
-            j = _number(own, k)
-            change = _at(upper, k)[:, None] * _at(b, _number(later, k))
-            return _put(b, _at(b, j) - change, j)
+            entries, row, column, source = some(upper, count - 1 - k)
+            change = _own(width, source, entries * _some(b, row, width))
+            total = jnp.sum(change, axis=0, keepdims=True)
+            return _put(b, _at(b, column) - total, column)
 
         if count == 0:
             return b * reciprocals
-        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, b) * reciprocals
-        return lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)
+        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, beyond(b))
+        b = b * beyond(reciprocals)
+        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)
+        return b[: len(reciprocals)]
 
     b = b.at[rows].get(mode="promise_in_bounds")
     if b.shape[1] == 1:
