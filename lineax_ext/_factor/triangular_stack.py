@@ -8,7 +8,8 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .householder import householder_qr, solve_upper
+from .householder import compact_wy, householder_qr, solve_upper
+from .looped_qr import add_rows, add_triangle, block, padded, triangle_of
 from .product import matmul
 
 
@@ -64,17 +65,14 @@ def _block_size(n: int) -> int:
     return 16 * -(-n // 320)
 
 
-# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels, and for
-# triangular solves with more right-hand sides. For 25 ms afterwards they spin on cores
-# that XLA could use: whatever comes next takes up to twice as long. (Panels of
-# `_block_size` keep to it up to n = 317, and n = 146 if complex.)
+# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
+# afterwards they spin on cores that XLA could use: whatever comes next takes up to
+# twice as long. (Panels of `_block_size` keep to it up to n = 317, and n = 146 if
+# complex.)
 def _largest_panel(dtype: Any) -> int:
     return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
 
 
-_most_right_hand_sides = 7
-# Of 8 to 32 the fastest for `condense`.
-_tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
 # Up to this n Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with n = 2, 0.7 for 1.3
@@ -82,6 +80,8 @@ _dense = 64
 _unrolled = 4
 # For longer columns, outside of a batch, XLA calls its threads, and LAPACK is faster.
 _most_rows = 256
+# For more, LAPACK's threads are worth their price.
+_most_columns = 256
 
 
 def is_small(m: int, n: int) -> bool:
@@ -94,29 +94,18 @@ def is_small(m: int, n: int) -> bool:
     return _unrolled < n <= _dense and m <= max(8 * n, 64)
 
 
+def is_long(m: int, n: int) -> bool:
+    """Whether most of the work is for `condense`, and that in loops.
+
+    Written out, 200 columns take three times longer to compile.
+    """
+    long = _dense <= n <= _most_columns and m >= 2 * n
+    return long and jax.default_backend() == "cpu"
+
+
 def is_tiny(n: int) -> bool:
     """Whether the triangle is made without LAPACK, by `gram_schmidt`."""
     return n <= _unrolled
-
-
-def _compact_wy(vt: Array, taus: Array) -> Array:
-    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ; of V = [I; V₂], V₂ is enough.
-
-    T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
-    T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
-    """
-    w = taus.size
-    eye = jnp.eye(w, dtype=vt.dtype)
-    strict = jnp.triu(matmul(jnp.conj(vt), vt.T), 1)
-    # In a batch of few right-hand sides each.
-    width = min(w, _most_right_hand_sides)
-    batch = -(-w // width)
-    columns = jnp.pad(eye, ((0, 0), (0, batch * width - w)))
-    columns = jnp.moveaxis(columns.reshape(w, batch, width), 1, 0)
-    matrix = jnp.broadcast_to(eye + strict * taus[None, :], (batch, w, w))
-    inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
-    inverse = jnp.moveaxis(inverse, 0, 1).reshape(w, batch * width)[:, :w]
-    return taus[:, None] * inverse
 
 
 def _stack_qr(
@@ -147,7 +136,7 @@ def _stack_qr(
         stack = jnp.concatenate([rt[start:stop, start:stop], rows[:w]], axis=1)
         householder, taus = householder_qr(stack.T)
         v2t = householder[w:].T
-        t = _compact_wy(v2t, taus)
+        t = compact_wy(v2t, taus)
         panels.append(_Panel(v2t, t))
 
         above = jnp.zeros((start, w), rt.dtype)
@@ -159,23 +148,6 @@ def _stack_qr(
         columns.append(jnp.concatenate([above, finished, upper], axis=0))
         rows = rows[w:] - matmul(y, v2t)
     return jnp.concatenate(columns, axis=1), tuple(panels)
-
-
-def _square_qr(at: Inexact[Array, "c n"], block: int) -> Inexact[Array, "c n"]:
-    """As `_stack_qr`: R̃ᵀ of A = Q̃ R̃, square."""
-    rows, columns, eye = at, [], jnp.eye(*at.shape[::-1], dtype=at.dtype)
-    for start in range(0, at.shape[1], block):
-        householder, taus = householder_qr(rows[: min(block, rows.shape[1])].T)
-        w = taus.size
-        vt = jnp.triu(householder.T, 1) + eye[:w, : rows.shape[1]]
-        t = _compact_wy(vt, taus)
-        y = matmul(matmul(rows, jnp.conj(vt.T))[w:], jnp.conj(t))
-        rows = rows[w:] - matmul(y, vt)
-        above = jnp.zeros((start, w), at.dtype)
-        finished = jnp.tril(householder[:w].T)
-        columns.append(jnp.concatenate([above, finished, rows[:, :w]], axis=0))
-        rows = rows[:, w:]
-    return jnp.concatenate(columns, axis=1)
 
 
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
@@ -241,12 +213,18 @@ def _by_householder(
     n, m = columns.shape[0] - 1, columns.shape[1]
     limit = _largest_panel(columns.dtype)
     small = columns.size <= limit
-    if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
+    if (
+        small
+        or m < 2 * n
+        or n == 0
+        or n > _most_columns
+        or jax.default_backend() != "cpu"
+    ):
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
     # A batch of LAPACK's waits for threads, which may wait, in a collective, for each
     # other: two devices each of two processes came to a standstill.
-    if n <= _tall_block and jax.device_count() == 1:
+    if n <= block and jax.device_count() == 1:
         count = -(-columns.size // limit)
         size = -(-m // count)
         columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
@@ -257,24 +235,38 @@ def _by_householder(
 
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
-    first = _square_qr(columns[:, :n], limit // n)
-    block = min(n, _tall_block)
-    chunks = -(-(m - n) // (limit // block - block))
+    looped = is_long(m, n)
+    if looped:
+        columns = padded(columns)
+        first = triangle_of(columns[:, :n], n)
+    else:
+        first = jnp.tril(householder_qr(columns[:, :n].T)[0].T)
+    width = min(n, block)
+    chunks = -(-(m - n) // (limit // width - width))
     size = -(-(m - n) // chunks)
     columns = jnp.pad(columns[:, n:], ((0, 0), (0, chunks * size - (m - n))))
 
     def add(i, rt):
         rows = lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
-        return _stack_qr(rt, rows, block, triangular=False)[0]
+        if looped:
+            return add_rows(rt, rows, n)
+        return _stack_qr(rt, rows, width, triangular=False)[0]
 
     rt = lax.fori_loop(0, chunks, add, first)
-    return rt[:n], rt[n]
+    return rt[:n, :n], rt[n, :n]
 
 
 def solve_condensed(
-    st: Inexact[Array, "n k"], c: Inexact[Array, " k"], root: Float[Array, ""]
+    st: Inexact[Array, "n k"],
+    c: Inexact[Array, " k"],
+    root: Float[Array, ""],
+    *,
+    looped: bool = False,
 ) -> Inexact[Array, " n"]:
-    """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns."""
+    """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns.
+
+    `looped`: for S that was `is_long`; compiled faster, and slower by half.
+    """
     n, k = st.shape
     if n == 0:
         return jnp.zeros_like(c, shape=(0,))
@@ -299,7 +291,11 @@ def solve_condensed(
         householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
-    rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
+    if looped:
+        square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
+        rt = add_triangle(square(top), square(bottom), n)[:, :n]
+    else:
+        rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
 
 
