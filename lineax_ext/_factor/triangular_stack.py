@@ -182,14 +182,14 @@ def condense(
     """Sᵀ and c with ‖A x − b‖² = ‖S x − c‖² + constant, for m ≥ n.
 
     S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q. If `triangle` is false,
-    what `is_small` is not made smaller: A and b themselves, or a stack of triangles.
+    what `is_small` is not made smaller: A and b themselves.
 
     On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put under the
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
-    for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
-    of rows is factorised, and then the stack of their triangles; where n ≤ 4, few rows
-    and those of a batch go through `gram_schmidt`.
+    for its threads; from n = 64 on in `looped_qr`. Where n ≤ 16 there is little for
+    products to do, and LAPACK takes all of a chunk at once; where n ≤ 4, few rows and
+    those of a batch go through `gram_schmidt`.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
@@ -203,57 +203,48 @@ def condense(
     if 0 < n <= _unrolled:
         rc: Any = _few_columns(columns)
         return rc[:, :n].T, rc[:, n]
-    return _by_householder(columns, triangle)
+    return _by_householder(columns)
 
 
 def _by_householder(
-    columns: Inexact[Array, "n_plus_1 m"], triangle: bool
-) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
+    columns: Inexact[Array, "n_plus_1 m"],
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
     """`condense` by LAPACK, of [A b]ᵀ."""
     n, m = columns.shape[0] - 1, columns.shape[1]
     limit = _largest_panel(columns.dtype)
-    small = columns.size <= limit
-    if (
-        small
-        or m < 2 * n
-        or n == 0
-        or n > _most_columns
-        or jax.default_backend() != "cpu"
-    ):
+    whole = columns.size <= limit or m < 2 * n or n == 0 or n > _most_columns
+    if whole or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
-    # A batch of LAPACK's waits for threads, which may wait, in a collective, for each
-    # other: two devices each of two processes came to a standstill.
-    if n <= block and jax.device_count() == 1:
-        count = -(-columns.size // limit)
-        size = -(-m // count)
-        columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
-        blocks = jnp.moveaxis(columns.reshape(n + 1, count, size), 1, 0)
-        householder, _ = householder_qr(blocks.mT)
-        stack = jnp.triu(householder[:, :n]).reshape(-1, n + 1)
-        return condense(stack[:, :n], stack[:, n], triangle=triangle)
 
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
-    looped = is_long(m, n)
-    if looped:
-        columns = padded(columns)
-        first = triangle_of(columns[:, :n], n)
+    if n <= block:
+        most = limit // (n + 1) - (n + 1)
+        start = -(-m // -(-m // most))
+        add = lambda rt, rows: _triangle_of(jnp.concatenate([rt, rows], axis=1))
+        first = _triangle_of(columns[:, :start])
+    elif not is_long(m, n):
+        most, start = limit // block - block, n
+        add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
+        first = _triangle_of(columns[:, :n])
     else:
-        first = jnp.tril(householder_qr(columns[:, :n].T)[0].T)
-    width = min(n, block)
-    chunks = -(-(m - n) // (limit // width - width))
-    size = -(-(m - n) // chunks)
-    columns = jnp.pad(columns[:, n:], ((0, 0), (0, chunks * size - (m - n))))
-
-    def add(i, rt):
-        rows = lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
-        if looped:
-            return add_rows(rt, rows, n)
-        return _stack_qr(rt, rows, width, triangular=False)[0]
-
-    rt = lax.fori_loop(0, chunks, add, first)
+        most, start = limit // block - block, n
+        columns = padded(columns)
+        add = lambda rt, rows: add_rows(rt, rows, n)
+        first = triangle_of(columns[:, :n], n)
+    chunks = -(-(m - start) // most)
+    size = -(-(m - start) // chunks)
+    columns = jnp.pad(columns[:, start:], ((0, 0), (0, chunks * size - (m - start))))
+    rows = lambda i: lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
+    rt = lax.fori_loop(0, chunks, lambda i, rt: add(rt, rows(i)), first)
     return rt[:n, :n], rt[n, :n]
+
+
+def _triangle_of(columns: Inexact[Array, "k m"]) -> Inexact[Array, "k r"]:
+    """Rᵀ, in one call."""
+    householder, _ = householder_qr(columns.T)
+    return jnp.tril(householder[: columns.shape[0]].T)
 
 
 def solve_condensed(
@@ -304,7 +295,7 @@ def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
     """As `gram_schmidt`, of any length."""
     if columns.shape[1] <= _most_rows:
         return gram_schmidt(columns)
-    st, c = _by_householder(columns, True)
+    st, c = _by_householder(columns)
     return jnp.concatenate([st.T, c[:, None]], axis=1)
 
 
