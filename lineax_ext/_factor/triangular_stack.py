@@ -8,6 +8,12 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
+from .gram_schmidt import (
+    back_substitution,
+    gram_schmidt,
+    gram_schmidt_of_lanes,
+    products_of,
+)
 from .householder import compact_wy, householder_qr, solve_upper
 from .looped_qr import add_rows, add_triangle, block, padded, triangle_of
 from .product import matmul
@@ -95,10 +101,7 @@ def is_small(m: int, n: int) -> bool:
 
 
 def is_long(m: int, n: int) -> bool:
-    """Whether most of the work is for `condense`, and that in loops.
-
-    Written out, 200 columns take three times longer to compile.
-    """
+    """Whether most of the work is for `condense`, and that in loops."""
     long = _dense <= n <= _most_columns and m >= 2 * n
     return long and jax.default_backend() == "cpu"
 
@@ -217,28 +220,60 @@ def _by_householder(
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
 
+    if n <= block:
+        rt: Any = _long_columns(columns)
+        return rt[:n, :n], rt[n, :n]
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
-    if n <= block:
-        most = limit // (n + 1) - (n + 1)
-        start = -(-m // -(-m // most))
-        add = lambda rt, rows: _triangle_of(jnp.concatenate([rt, rows], axis=1))
-        first = _triangle_of(columns[:, :start])
-    elif not is_long(m, n):
-        most, start = limit // block - block, n
-        add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
-        first = _triangle_of(columns[:, :n])
-    else:
-        most, start = limit // block - block, n
+    if is_long(m, n):
         columns = padded(columns)
         add = lambda rt, rows: add_rows(rt, rows, n)
         first = triangle_of(columns[:, :n], n)
-    chunks = -(-(m - start) // most)
-    size = -(-(m - start) // chunks)
-    columns = jnp.pad(columns[:, start:], ((0, 0), (0, chunks * size - (m - start))))
-    rows = lambda i: lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
-    rt = lax.fori_loop(0, chunks, lambda i, rt: add(rt, rows(i)), first)
+    else:
+        add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
+        first = _triangle_of(columns[:, :n])
+    rt = _add_chunks(first, columns[:, n:], limit // block - block, add)
     return rt[:n, :n], rt[n, :n]
+
+
+def _add_chunks(rt: Array, columns: Array, most: int, add: Any) -> Array:
+    m = columns.shape[1]
+    count = -(-m // most)
+    size = -(-m // count)
+    columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
+    rows = lambda i: lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
+    return lax.fori_loop(0, count, lambda i, rt: add(rt, rows(i)), rt)
+
+
+def _chunk_by_chunk(columns: Inexact[Array, "k m"]):
+    """Rᵀ of a few of them."""
+    k, m = columns.shape
+    most = _largest_panel(columns.dtype) // k - k
+    start = -(-m // -(-m // most))
+    add = lambda rt, rows: _triangle_of(jnp.concatenate([rt, rows], axis=1))
+    return _add_chunks(_triangle_of(columns[:, :start]), columns[:, start:], most, add)
+
+
+_long_columns = jax.custom_batching.custom_vmap(_chunk_by_chunk)
+
+
+@_long_columns.def_vmap
+def _(axis_size, in_batched, columns):
+    del axis_size, in_batched
+    # A batch of LAPACK's waits for threads, and a collective could, too.
+    if jax.device_count() > 1:
+        return jax.vmap(_chunk_by_chunk)(columns), True
+    # The chunks of all lanes at once, and the stacks of their triangles.
+    lanes, k, m = columns.shape
+    limit = _largest_panel(columns.dtype)
+    count = -(-k * m // limit)
+    size = -(-m // count)
+    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, count * size - m)))
+    blocks = jnp.moveaxis(columns.reshape(lanes, k, count, size), 2, 1)
+    householder, _ = householder_qr(blocks.mT)
+    stacks = jnp.triu(householder[:, :, :k]).reshape(lanes, count * k, k).mT
+    by = _triangle_of if count * k**2 <= limit else _long_columns
+    return jax.vmap(by)(stacks), True
 
 
 def _triangle_of(columns: Inexact[Array, "k m"]) -> Inexact[Array, "k r"]:
@@ -256,7 +291,7 @@ def solve_condensed(
 ) -> Inexact[Array, " n"]:
     """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns.
 
-    `looped`: for S that was `is_long`; compiled faster, and slower by half.
+    `looped`: for what `is_long`; compiled faster, and slower by half.
     """
     n, k = st.shape
     if n == 0:
@@ -270,8 +305,8 @@ def solve_condensed(
         size = jnp.where(size > 0, size, 1).astype(st.dtype)
         by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
         stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
-        rows = [products[1:] / products[0] for products in _products(stack / by)]
-        return _back_substitution(rows) / size
+        rows = [products[1:] / products[0] for products in products_of(stack / by)]
+        return back_substitution(rows) / size
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > largest
     root_eye = root.astype(st.dtype) * eye
@@ -302,75 +337,4 @@ def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
 @_few_columns.def_vmap
 def _(axis_size, in_batched, columns):
     del axis_size, in_batched
-    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
-
-
-def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
-    """[R c] of A = Q R, c = Qᴴ b, for few columns: [A b]ᵀ, by modified Gram–Schmidt.
-
-    Two operations a column, unrolled, where LAPACK's calls take longer than the
-    arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
-    b is treated as a further column.
-
-    Source: Björck, *Solving linear least squares problems by Gram–Schmidt
-    orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
-    """
-    # Of size one, for the squares of small and of large entries.
-    largest = jnp.max(jnp.abs(columns), axis=1)
-    sizes = jnp.where(largest > 0, largest, 1).astype(columns.dtype)
-    return _triangle(_products(columns / sizes[:, None]), sizes)
-
-
-def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
-    """As `gram_schmidt`: more operations, each of which reads its columns once."""
-    largest = _reduce([jnp.abs(x) for x in columns[:-1]], jnp.maximum)
-    sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
-    sizes.append(jnp.ones_like(sizes[0]))
-    pivot, *rest = [x / size for x, size in zip(columns, sizes)]
-    products = []
-    while rest:
-        adjoint = jnp.conj(pivot)
-        square, *others = _reduce([adjoint * x for x in (pivot, *rest)], jnp.add)
-        products.append(jnp.stack([square, *others]))
-        square = jnp.where(square != 0, square, 1)
-        pivot, *rest = [x - (p / square) * pivot for x, p in zip(rest, others)]
-    return _triangle(products, jnp.stack(sizes))
-
-
-def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
-    """All in one pass, from 0."""
-    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
-    each = lambda xs, ys: tuple(op(x, y) for x, y in zip(xs, ys))
-    return list(lax.reduce(tuple(terms), zeros, each, (0,)))
-
-
-def _products(columns: Inexact[Array, "c k"]) -> list[Array]:
-    """(qᴴq, qᴴa₁, …) for each row of `columns` but the last.
-
-    q is what the rows before leave of it, the aⱼ what they leave of the rows after.
-    """
-    out = []
-    for _ in range(columns.shape[0] - 1):
-        pivot, rest = columns[0], columns[1:]
-        products = matmul(columns, jnp.conj(pivot))
-        square = jnp.where(products[0] != 0, products[0], 1)
-        columns = rest - (products[1:] / square)[:, None] * pivot[None]
-        out.append(products)
-    return out
-
-
-def _triangle(products: list[Array], sizes: Array) -> Inexact[Array, "n n_plus_1"]:
-    rows = []
-    for i, row in enumerate(products):
-        root = jnp.sqrt(jnp.real(row[0])).astype(row.dtype)
-        rows.append(jnp.pad(row / jnp.where(root != 0, root, 1), (i, 0)))
-    return jnp.stack(rows) * sizes[None, :]
-
-
-def _back_substitution(rows: list[Array]) -> Inexact[Array, " n"]:
-    """R⁻¹ c, of the rows of [R c] right of a diagonal of ones."""
-    x: list[Array] = []
-    for row in reversed(rows):
-        known = zip(row[:-1], reversed(x))
-        x.append(row[-1] - sum((r * y for r, y in known), jnp.zeros_like(row[0])))
-    return jnp.stack(x[::-1])
+    return jax.vmap(gram_schmidt_of_lanes)(columns), True
