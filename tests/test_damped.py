@@ -854,5 +854,5 @@ def test_lapack_keeps_to_one_thread(m, n, dtype):
             solves.append(eqn.invars[1].aval.shape[-1])
     # OpenBLAS calls its threads for larger ones than these.
     limit = 4096 if np.issubdtype(dtype, np.complexfloating) else 8192
-    assert len(panels) > 5 and max(panels) <= limit
-    assert len(solves) > 5 and max(solves) <= 7
+    assert len(panels) >= 2 and max(panels) <= limit
+    assert len(solves) >= 2 and max(solves) <= 7

@@ -60,23 +60,23 @@ def _panels(first: Any, n: int, k: int, factorise: Callable, carry: Any) -> Any:
 def triangle_of(columns: Inexact[Array, "k m"], n: int) -> Inexact[Array, "k k"]:
     """R̃ᵀ of A = Q R̃, for m ≤ k rows, of which n columns are factorised."""
     k, m = columns.shape
-    eye = np.eye(block, k, dtype=columns.dtype)
-    above = np.triu(np.ones((block, k), bool), 1)
+    eye = np.eye(block, m, dtype=columns.dtype)
+    above = np.triu(np.ones((block, m), bool), 1)
     # Rows of zeros: below a panel, all have the same number.
-    at = jnp.pad(columns, ((0, 0), (0, 2 * k - m)))
+    at = jnp.pad(columns, ((0, 0), (0, k)))
 
     def factorise(start, at):
-        rows = _slice(at, (start, start), (block, k))
+        rows = _slice(at, (start, start), (block, m))
         householder, taus = householder_qr(rows.T)
         vt = jnp.where(above, householder.T, eye)
         t = compact_wy(vt, taus)
 
         def finish(at):
             r = _lower(householder[:block].T)
-            return _put(at, jnp.pad(r, ((0, 0), (0, k - block))), (start, start))
+            return _put(at, jnp.pad(r, ((0, 0), (0, m - block))), (start, start))
 
         def update(column, at):
-            rows = _slice(at, (column, start), (block, k))
+            rows = _slice(at, (column, start), (block, m))
             y = matmul(matmul(rows, jnp.conj(vt.T)), jnp.conj(t))
             return _put(at, rows - matmul(y, vt), (column, start))
 
