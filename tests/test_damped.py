@@ -735,6 +735,7 @@ tall_shapes = (
     (3001, 5),
     (1500, 16),
     (1001, 17),
+    (400, 64),
     (2311, 100),
 )
 
@@ -753,6 +754,16 @@ def test_condense(m, n, dtype):
     condensed = np.c_[st.T / norms, c / np.linalg.norm(b)].astype(wide)
     gram = lambda x: (x.conj().T @ x)[:n]
     assert_close(gram(condensed), gram(columns), 100 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("n, root", ((64, 0.3), (130, 1e3)))
+def test_damped_steps_in_loops(n, root):
+    """Chunks of the lower triangle, either triangle on top."""
+    a, b = normal((n, n)), normal((n,), seed=1)
+    stack = np.concatenate([np.triu(a), root * np.eye(n)])
+    expected = np.linalg.lstsq(stack, np.concatenate([b, np.zeros(n)]), rcond=None)[0]
+    fn = jax.jit(lambda st, c: solve_condensed(st, c, jnp.asarray(root), looped=True))
+    assert_close(fn(np.triu(a).T, b), expected, 1e-11)
 
 
 @pytest.mark.parametrize("m, n", ((1, 1), (7, 2), (200, 4), (3001, 5)))
@@ -843,5 +854,5 @@ def test_lapack_keeps_to_one_thread(m, n, dtype):
             solves.append(eqn.invars[1].aval.shape[-1])
     # OpenBLAS calls its threads for larger ones than these.
     limit = 4096 if np.issubdtype(dtype, np.complexfloating) else 8192
-    assert len(panels) > 5 and max(panels) <= limit
-    assert len(solves) > 5 and max(solves) <= 7
+    assert len(panels) >= 2 and max(panels) <= limit
+    assert len(solves) >= 2 and max(solves) <= 7

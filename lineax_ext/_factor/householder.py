@@ -4,7 +4,14 @@ import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Inexact
+
+from .product import matmul
+
+
+# With more, OpenBLAS calls its threads, which spin for 25 ms afterwards.
+_most_right_hand_sides = 7
 
 
 def householder_qr(
@@ -18,6 +25,24 @@ def householder_qr(
         return matrix, jnp.zeros((*matrix.shape[:-2], 0), matrix.dtype)
     transposed, taus = jnp.linalg.qr(matrix, mode="raw")  # pyright: ignore
     return transposed.mT, taus
+
+
+def compact_wy(vt: Array, taus: Array) -> Array:
+    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ; of V = [I; V₂], V₂ is enough.
+
+    T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
+    T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
+    """
+    w = taus.size
+    # In a batch of few right-hand sides each. (Constants need no code, nor time.)
+    width = next(i for i in range(_most_right_hand_sides, 0, -1) if w % i == 0)
+    eye = np.eye(w, dtype=vt.dtype)
+    columns = np.ascontiguousarray(eye.reshape(w, w // width, width).swapaxes(0, 1))
+    gram = matmul(jnp.conj(vt), vt.T)
+    matrix = jnp.where(np.triu(np.ones((w, w), bool), 1), gram * taus[None, :], eye)
+    matrix = jnp.broadcast_to(matrix, (w // width, w, w))
+    inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
+    return taus[:, None] * jnp.moveaxis(inverse, 0, 1).reshape(w, w)
 
 
 def _ormqr(adjoint: bool):

@@ -8,7 +8,14 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact
 
-from .householder import householder_qr, solve_upper
+from .gram_schmidt import (
+    back_substitution,
+    gram_schmidt,
+    gram_schmidt_of_lanes,
+    products_of,
+)
+from .householder import compact_wy, householder_qr, solve_upper
+from .looped_qr import add_rows, add_triangle, block, padded, triangle_of
 from .product import matmul
 
 
@@ -64,17 +71,14 @@ def _block_size(n: int) -> int:
     return 16 * -(-n // 320)
 
 
-# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels, and for
-# triangular solves with more right-hand sides. For 25 ms afterwards they spin on cores
-# that XLA could use: whatever comes next takes up to twice as long. (Panels of
-# `_block_size` keep to it up to n = 317, and n = 146 if complex.)
+# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
+# afterwards they spin on cores that XLA could use: whatever comes next takes up to
+# twice as long. (Panels of `_block_size` keep to it up to n = 317, and n = 146 if
+# complex.)
 def _largest_panel(dtype: Any) -> int:
     return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
 
 
-_most_right_hand_sides = 7
-# Of 8 to 32 the fastest for `condense`.
-_tall_block = 16
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
 _dense = 64
 # Up to this n Gram–Schmidt is faster than LAPACK: 0.2 µs for 1 with n = 2, 0.7 for 1.3
@@ -82,6 +86,8 @@ _dense = 64
 _unrolled = 4
 # For longer columns, outside of a batch, XLA calls its threads, and LAPACK is faster.
 _most_rows = 256
+# For more, LAPACK's threads are worth their price.
+_most_columns = 256
 
 
 def is_small(m: int, n: int) -> bool:
@@ -94,29 +100,15 @@ def is_small(m: int, n: int) -> bool:
     return _unrolled < n <= _dense and m <= max(8 * n, 64)
 
 
+def is_long(m: int, n: int) -> bool:
+    """Whether most of the work is for `condense`, and that in loops."""
+    long = _dense <= n <= _most_columns and m >= 2 * n
+    return long and jax.default_backend() == "cpu"
+
+
 def is_tiny(n: int) -> bool:
     """Whether the triangle is made without LAPACK, by `gram_schmidt`."""
     return n <= _unrolled
-
-
-def _compact_wy(vt: Array, taus: Array) -> Array:
-    """T of I − V T Vᴴ = H₁ H₂ ⋯, Hⱼ = I − τⱼ vⱼ vⱼᴴ; of V = [I; V₂], V₂ is enough.
-
-    T⁻¹ = diag(1/τ) + U with U the strict upper triangle of Vᴴ V. Written
-    T = diag(τ) (I + U diag(τ))⁻¹, τⱼ = 0 is no special case: row and column j vanish.
-    """
-    w = taus.size
-    eye = jnp.eye(w, dtype=vt.dtype)
-    strict = jnp.triu(matmul(jnp.conj(vt), vt.T), 1)
-    # In a batch of few right-hand sides each.
-    width = min(w, _most_right_hand_sides)
-    batch = -(-w // width)
-    columns = jnp.pad(eye, ((0, 0), (0, batch * width - w)))
-    columns = jnp.moveaxis(columns.reshape(w, batch, width), 1, 0)
-    matrix = jnp.broadcast_to(eye + strict * taus[None, :], (batch, w, w))
-    inverse = lax.linalg.triangular_solve(matrix, columns, left_side=True, lower=False)
-    inverse = jnp.moveaxis(inverse, 0, 1).reshape(w, batch * width)[:, :w]
-    return taus[:, None] * inverse
 
 
 def _stack_qr(
@@ -147,7 +139,7 @@ def _stack_qr(
         stack = jnp.concatenate([rt[start:stop, start:stop], rows[:w]], axis=1)
         householder, taus = householder_qr(stack.T)
         v2t = householder[w:].T
-        t = _compact_wy(v2t, taus)
+        t = compact_wy(v2t, taus)
         panels.append(_Panel(v2t, t))
 
         above = jnp.zeros((start, w), rt.dtype)
@@ -159,23 +151,6 @@ def _stack_qr(
         columns.append(jnp.concatenate([above, finished, upper], axis=0))
         rows = rows[w:] - matmul(y, v2t)
     return jnp.concatenate(columns, axis=1), tuple(panels)
-
-
-def _square_qr(at: Inexact[Array, "c n"], block: int) -> Inexact[Array, "c n"]:
-    """As `_stack_qr`: R̃ᵀ of A = Q̃ R̃, square."""
-    rows, columns, eye = at, [], jnp.eye(*at.shape[::-1], dtype=at.dtype)
-    for start in range(0, at.shape[1], block):
-        householder, taus = householder_qr(rows[: min(block, rows.shape[1])].T)
-        w = taus.size
-        vt = jnp.triu(householder.T, 1) + eye[:w, : rows.shape[1]]
-        t = _compact_wy(vt, taus)
-        y = matmul(matmul(rows, jnp.conj(vt.T))[w:], jnp.conj(t))
-        rows = rows[w:] - matmul(y, vt)
-        above = jnp.zeros((start, w), at.dtype)
-        finished = jnp.tril(householder[:w].T)
-        columns.append(jnp.concatenate([above, finished, rows[:, :w]], axis=0))
-        rows = rows[:, w:]
-    return jnp.concatenate(columns, axis=1)
 
 
 # Outside of anyone's `jit`, the panels would be compiled one operation at a time.
@@ -210,14 +185,14 @@ def condense(
     """Sᵀ and c with ‖A x − b‖² = ‖S x − c‖² + constant, for m ≥ n.
 
     S = R and c = Qᴴ b of A = Q R, in 2m n² flops and without Q. If `triangle` is false,
-    what `is_small` is not made smaller: A and b themselves, or a stack of triangles.
+    what `is_small` is not made smaller: A and b themselves.
 
     On a CPU, if m ≥ 2n and n ≤ 256, some rows are taken at a time and put under the
     triangle of those before: [R; rows] = Q̃ [R̃; 0]. That stays in the cache, does most
     of the work in XLA's matrix products, and leaves LAPACK panels that are too small
-    for its threads. Where n ≤ 16 there is little for products to do: a batch of blocks
-    of rows is factorised, and then the stack of their triangles; where n ≤ 4, few rows
-    and those of a batch go through `gram_schmidt`.
+    for its threads; from n = 64 on in `looped_qr`. Where n ≤ 16 there is little for
+    products to do, and LAPACK takes all of a chunk at once; where n ≤ 4, few rows and
+    those of a batch go through `gram_schmidt`.
 
     Source: Demmel, Grigori, Hoemmen, Langou, *Communication-optimal Parallel and
     Sequential QR and LU Factorizations*, SIAM J. Sci. Comput. 34 (2012),
@@ -231,50 +206,93 @@ def condense(
     if 0 < n <= _unrolled:
         rc: Any = _few_columns(columns)
         return rc[:, :n].T, rc[:, n]
-    return _by_householder(columns, triangle)
+    return _by_householder(columns)
 
 
 def _by_householder(
-    columns: Inexact[Array, "n_plus_1 m"], triangle: bool
-) -> tuple[Inexact[Array, "n k"], Inexact[Array, " k"]]:
+    columns: Inexact[Array, "n_plus_1 m"],
+) -> tuple[Inexact[Array, "n n"], Inexact[Array, " n"]]:
     """`condense` by LAPACK, of [A b]ᵀ."""
     n, m = columns.shape[0] - 1, columns.shape[1]
     limit = _largest_panel(columns.dtype)
-    small = columns.size <= limit
-    if small or m < 2 * n or n == 0 or n > 256 or jax.default_backend() != "cpu":
+    whole = columns.size <= limit or m < 2 * n or n == 0 or n > _most_columns
+    if whole or jax.default_backend() != "cpu":
         householder, _ = householder_qr(columns.T)
         return jnp.tril(householder[:n, :n].T), householder[:n, n]
-    # A batch of LAPACK's waits for threads, which may wait, in a collective, for each
-    # other: two devices each of two processes came to a standstill.
-    if n <= _tall_block and jax.device_count() == 1:
-        count = -(-columns.size // limit)
-        size = -(-m // count)
-        columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
-        blocks = jnp.moveaxis(columns.reshape(n + 1, count, size), 1, 0)
-        householder, _ = householder_qr(blocks.mT)
-        stack = jnp.triu(householder[:, :n]).reshape(-1, n + 1)
-        return condense(stack[:, :n], stack[:, n], triangle=triangle)
 
+    if n <= block:
+        rt: Any = _long_columns(columns)
+        return rt[:n, :n], rt[n, :n]
     # Not under a triangle of zeros: where the first rows are large, as weights can make
     # them, the small ones on top would cost their digits.
-    first = _square_qr(columns[:, :n], limit // n)
-    block = min(n, _tall_block)
-    chunks = -(-(m - n) // (limit // block - block))
-    size = -(-(m - n) // chunks)
-    columns = jnp.pad(columns[:, n:], ((0, 0), (0, chunks * size - (m - n))))
+    if is_long(m, n):
+        columns = padded(columns)
+        add = lambda rt, rows: add_rows(rt, rows, n)
+        first = triangle_of(columns[:, :n], n)
+    else:
+        add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
+        first = _triangle_of(columns[:, :n])
+    rt = _add_chunks(first, columns[:, n:], limit // block - block, add)
+    return rt[:n, :n], rt[n, :n]
 
-    def add(i, rt):
-        rows = lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
-        return _stack_qr(rt, rows, block, triangular=False)[0]
 
-    rt = lax.fori_loop(0, chunks, add, first)
-    return rt[:n], rt[n]
+def _add_chunks(rt: Array, columns: Array, most: int, add: Any) -> Array:
+    m = columns.shape[1]
+    count = -(-m // most)
+    size = -(-m // count)
+    columns = jnp.pad(columns, ((0, 0), (0, count * size - m)))
+    rows = lambda i: lax.dynamic_slice_in_dim(columns, i * size, size, axis=1)
+    return lax.fori_loop(0, count, lambda i, rt: add(rt, rows(i)), rt)
+
+
+def _chunk_by_chunk(columns: Inexact[Array, "k m"]):
+    """Rᵀ of a few of them."""
+    k, m = columns.shape
+    most = _largest_panel(columns.dtype) // k - k
+    start = -(-m // -(-m // most))
+    add = lambda rt, rows: _triangle_of(jnp.concatenate([rt, rows], axis=1))
+    return _add_chunks(_triangle_of(columns[:, :start]), columns[:, start:], most, add)
+
+
+_long_columns = jax.custom_batching.custom_vmap(_chunk_by_chunk)
+
+
+@_long_columns.def_vmap
+def _(axis_size, in_batched, columns):
+    del axis_size, in_batched
+    # A batch of LAPACK's waits for threads, and a collective could, too.
+    if jax.device_count() > 1:
+        return jax.vmap(_chunk_by_chunk)(columns), True
+    # The chunks of all lanes at once, and the stacks of their triangles.
+    lanes, k, m = columns.shape
+    limit = _largest_panel(columns.dtype)
+    count = -(-k * m // limit)
+    size = -(-m // count)
+    columns = jnp.pad(columns, ((0, 0), (0, 0), (0, count * size - m)))
+    blocks = jnp.moveaxis(columns.reshape(lanes, k, count, size), 2, 1)
+    householder, _ = householder_qr(blocks.mT)
+    stacks = jnp.triu(householder[:, :, :k]).reshape(lanes, count * k, k).mT
+    by = _triangle_of if count * k**2 <= limit else _long_columns
+    return jax.vmap(by)(stacks), True
+
+
+def _triangle_of(columns: Inexact[Array, "k m"]) -> Inexact[Array, "k r"]:
+    """Rᵀ, in one call."""
+    householder, _ = householder_qr(columns.T)
+    return jnp.tril(householder[: columns.shape[0]].T)
 
 
 def solve_condensed(
-    st: Inexact[Array, "n k"], c: Inexact[Array, " k"], root: Float[Array, ""]
+    st: Inexact[Array, "n k"],
+    c: Inexact[Array, " k"],
+    root: Float[Array, ""],
+    *,
+    looped: bool = False,
 ) -> Inexact[Array, " n"]:
-    """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns."""
+    """argmin ‖S x − c‖² + ‖√λ x‖², of what `condense` returns.
+
+    `looped`: for what `is_long`; compiled faster, and slower by half.
+    """
     n, k = st.shape
     if n == 0:
         return jnp.zeros_like(c, shape=(0,))
@@ -287,8 +305,8 @@ def solve_condensed(
         size = jnp.where(size > 0, size, 1).astype(st.dtype)
         by = jnp.concatenate([jnp.full((n, 1), size), jnp.ones((1, 1), st.dtype)])
         stack = jnp.concatenate([st, root.astype(st.dtype) * eye], axis=1)
-        rows = [products[1:] / products[0] for products in _products(stack / by)]
-        return _back_substitution(rows) / size
+        rows = [products[1:] / products[0] for products in products_of(stack / by)]
+        return back_substitution(rows) / size
     # As in `triangular_stack_qr`: the larger rows on top.
     swapped = root > largest
     root_eye = root.astype(st.dtype) * eye
@@ -299,7 +317,11 @@ def solve_condensed(
         householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
-    rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
+    if looped:
+        square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
+        rt = add_triangle(square(top), square(bottom), n)[:, :n]
+    else:
+        rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
 
 
@@ -308,82 +330,11 @@ def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
     """As `gram_schmidt`, of any length."""
     if columns.shape[1] <= _most_rows:
         return gram_schmidt(columns)
-    st, c = _by_householder(columns, True)
+    st, c = _by_householder(columns)
     return jnp.concatenate([st.T, c[:, None]], axis=1)
 
 
 @_few_columns.def_vmap
 def _(axis_size, in_batched, columns):
     del axis_size, in_batched
-    return jax.vmap(_gram_schmidt_of_lanes)(columns), True
-
-
-def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
-    """[R c] of A = Q R, c = Qᴴ b, for few columns: [A b]ᵀ, by modified Gram–Schmidt.
-
-    Two operations a column, unrolled, where LAPACK's calls take longer than the
-    arithmetic; in a batch, of all lanes at once. As stable as Householder's method, for
-    b is treated as a further column.
-
-    Source: Björck, *Solving linear least squares problems by Gram–Schmidt
-    orthogonalization*, BIT 7 (1967), doi:10.1007/BF01934122.
-    """
-    # Of size one, for the squares of small and of large entries.
-    largest = jnp.max(jnp.abs(columns), axis=1)
-    sizes = jnp.where(largest > 0, largest, 1).astype(columns.dtype)
-    return _triangle(_products(columns / sizes[:, None]), sizes)
-
-
-def _gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
-    """As `gram_schmidt`: more operations, each of which reads its columns once."""
-    largest = _reduce([jnp.abs(x) for x in columns[:-1]], jnp.maximum)
-    sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
-    sizes.append(jnp.ones_like(sizes[0]))
-    pivot, *rest = [x / size for x, size in zip(columns, sizes)]
-    products = []
-    while rest:
-        adjoint = jnp.conj(pivot)
-        square, *others = _reduce([adjoint * x for x in (pivot, *rest)], jnp.add)
-        products.append(jnp.stack([square, *others]))
-        square = jnp.where(square != 0, square, 1)
-        pivot, *rest = [x - (p / square) * pivot for x, p in zip(rest, others)]
-    return _triangle(products, jnp.stack(sizes))
-
-
-def _reduce(terms: list[Inexact[Array, " k"]], op: Any) -> list[Inexact[Array, ""]]:
-    """All in one pass, from 0."""
-    zeros = tuple(jnp.zeros((), x.dtype) for x in terms)
-    each = lambda xs, ys: tuple(op(x, y) for x, y in zip(xs, ys))
-    return list(lax.reduce(tuple(terms), zeros, each, (0,)))
-
-
-def _products(columns: Inexact[Array, "c k"]) -> list[Array]:
-    """(qᴴq, qᴴa₁, …) for each row of `columns` but the last.
-
-    q is what the rows before leave of it, the aⱼ what they leave of the rows after.
-    """
-    out = []
-    for _ in range(columns.shape[0] - 1):
-        pivot, rest = columns[0], columns[1:]
-        products = matmul(columns, jnp.conj(pivot))
-        square = jnp.where(products[0] != 0, products[0], 1)
-        columns = rest - (products[1:] / square)[:, None] * pivot[None]
-        out.append(products)
-    return out
-
-
-def _triangle(products: list[Array], sizes: Array) -> Inexact[Array, "n n_plus_1"]:
-    rows = []
-    for i, row in enumerate(products):
-        root = jnp.sqrt(jnp.real(row[0])).astype(row.dtype)
-        rows.append(jnp.pad(row / jnp.where(root != 0, root, 1), (i, 0)))
-    return jnp.stack(rows) * sizes[None, :]
-
-
-def _back_substitution(rows: list[Array]) -> Inexact[Array, " n"]:
-    """R⁻¹ c, of the rows of [R c] right of a diagonal of ones."""
-    x: list[Array] = []
-    for row in reversed(rows):
-        known = zip(row[:-1], reversed(x))
-        x.append(row[-1] - sum((r * y for r, y in known), jnp.zeros_like(row[0])))
-    return jnp.stack(x[::-1])
+    return jax.vmap(gram_schmidt_of_lanes)(columns), True

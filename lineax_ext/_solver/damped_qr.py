@@ -16,6 +16,7 @@ from .._factor.householder import (
 )
 from .._factor.rank import default_rcond, is_singular
 from .._factor.triangular_stack import (
+    is_long,
     is_small,
     solve_condensed,
     triangular_stack_qr,
@@ -77,11 +78,13 @@ class TallPath(eqx.Module):
     in_structure: FrozenStructure = eqx.field(static=True)
     # Whether these are Aᵀ and b themselves.
     whole: bool = eqx.field(static=True)
+    # Whether m is so large that a step costs little beside what made these.
+    long: bool = eqx.field(static=True)
 
     def __call__(self, damping: ScalarLike) -> PyTree[Array]:
         real = jnp.finfo(self.st.dtype).dtype
         root = jnp.sqrt(jnp.asarray(damping).astype(real))
-        x = solve_condensed(self.st, self.c, root)
+        x = solve_condensed(self.st, self.c, root, looped=self.long)
         return unravel(x, thaw(self.in_structure))
 
 
@@ -186,7 +189,7 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
             return super().path(operator, vector)
         st, c = condensed(operator, vector, self.rows, "DampedQR", triangle=False)
         whole = self.rows is None and is_small(m, n)
-        return TallPath(st, c, freeze(operator.in_structure()), whole)
+        return TallPath(st, c, freeze(operator.in_structure()), whole, is_long(m, n))
 
     def spectrum(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         return DampedSVD(rows=self.rows).spectrum(operator, vector)
