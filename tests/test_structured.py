@@ -240,7 +240,7 @@ def test_one_step(method):
 
 def test_as_plain():
     """The whole of it: adaptive steps, and the default adjoint."""
-    _assert_as_plain(dfx.Kvaerno3(), _gradient)
+    _assert_as_plain(dfx.Kvaerno5(), _gradient)
 
 
 def test_half_solver():

@@ -27,9 +27,9 @@ def test_support(row, dtype):
 
     @jax.jit
     def transformed(a, b, t_a, t_b):
-        jvp = lambda a, b: jax.jvp(row.fn, (a, b), (t_a, t_b))
-        many, (t_out, _) = jax.vmap(jvp)(a, b)
-        out, vjp = jax.vjp(row.fn, a[0], b[0])
+        many = jax.vmap(row.fn)(a, b)
+        out, t_out = jax.jvp(row.fn, (a[0], b[0]), (t_a, t_b))
+        _, vjp = jax.vjp(row.fn, a[0], b[0])
         return many, out, t_out, vjp(jnp.ones_like(out))
 
     many, out, t_out, grads = transformed(a, b, t_a, t_b)
