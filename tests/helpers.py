@@ -84,25 +84,25 @@ over_shapes = pytest.mark.parametrize(
 over_oblong_shapes = pytest.mark.parametrize("shape", SHAPES[::2], ids=SHAPE_IDS[::2])
 
 
-def in_turn(names, *sweeps, first=0):
-    """One in k of the product of some sweeps, and another with `--slow`.
+def in_turn(names, *sweeps, first=0, more=()):
+    """One in k of the product of some sweeps; k is the length of the shortest one.
 
-    k is the length of the shortest one. Each value of a sweep is met by one of every
-    other sweep, and, of three sweeps with two values, each pair is met. With `--slow`
-    sweeps of two values are met in full.
+    Of three sweeps and more every pair of values is met. Of two, each value is met by
+    one of the other's, and by another with `--slow`. And the rows of `more`.
     """
     least = min(map(len, sweeps))
+    turns = 2 if len(sweeps) == 2 else 1
     rows = []
     for chosen in itertools.product(*map(enumerate, sweeps)):
         values = [x if isinstance(x, tuple) else (x,) for _, x in chosen]
         turn = (sum(i for i, _ in chosen) + first) % least
-        if turn < 2:
+        if turn < turns:
             rows.append((slow if turn else pytest.param)(*sum(values, ())))
     # A solver by its class; `None` leaves it to pytest.
     name = lambda x: (
         type(x).__name__ if isinstance(x, lx.AbstractLinearSolver) else None
     )
-    return pytest.mark.parametrize(names, rows, ids=name)
+    return pytest.mark.parametrize(names, [*rows, *more], ids=name)
 
 
 def over_solvers_in_turn(first, names=None, *sweeps):
@@ -216,17 +216,17 @@ def matrix_operator(matrix, tags=()):
 def block_tridiagonal_operator(matrix, k, tags=()):
     """Reads three block diagonals, which is all there is of a 2k×2k matrix."""
     count = matrix.shape[0] // k
-    blocks = jnp.asarray(matrix).reshape(count, k, count, k).swapaxes(1, 2)
+    blocks = matrix.reshape(count, k, count, k).swapaxes(1, 2)
     i = np.arange(count)
     bands = blocks[i, i], blocks[i[1:], i[:-1]], blocks[i[:-1], i[1:]]
-    return lxe.BlockTridiagonalLinearOperator(*bands, tags)
+    return lxe.BlockTridiagonalLinearOperator(*map(jnp.asarray, bands), tags)
 
 
 def sparse_operator(matrix, tags=()):
     """With an entry everywhere."""
     rows, columns = np.indices(matrix.shape).reshape(2, -1)
     pattern = lxe.Pattern(rows, columns, matrix.shape)
-    values = jnp.asarray(matrix).reshape(-1)
+    values = jnp.asarray(matrix.reshape(-1))
     return lxe.SparseMatrixLinearOperator(values, pattern, tags)
 
 
@@ -246,16 +246,19 @@ def jacobian_operator(matrix, tags=(), jac=None):
 def pytree_operator(matrix, tags=()):
     m, n = matrix.shape
     row, column = _in_struct(n, matrix.dtype), _out_struct(m, matrix.dtype)
-    columns = jax.vmap(lambda x: unflatten(x, column), 1, -1)(jnp.asarray(matrix))
-    split = jax.vmap(lambda x: unflatten(x, row))
 
-    def blocks(rows):
-        *lead, _ = rows.shape
-        return jtu.tree_map(
-            lambda x: x.reshape(*lead, *x.shape[1:]), split(rows.reshape(-1, n))
-        )
+    def split(x, structure, axis):
+        leaves, treedef = jtu.tree_flatten(structure)
+        stops = np.cumsum([leaf.size for leaf in leaves])[:-1]
+        split = jnp.split if isinstance(x, jax.Array) else np.split
+        return treedef.unflatten(split(x, stops, axis))
 
-    return lx.PyTreeLinearOperator(jtu.tree_map(blocks, columns), column, tags)
+    def blocks(out, rows):
+        block = lambda x, to: jnp.asarray(x.reshape(*out.shape, *to.shape))
+        return jtu.tree_map(block, split(rows, row, 1), row)
+
+    rows = split(matrix, column, 0)
+    return lx.PyTreeLinearOperator(jtu.tree_map(blocks, column, rows), column, tags)
 
 
 def pytree_function_operator(matrix, tags=()):

@@ -15,7 +15,7 @@ import lineax_ext as lxe
 
 
 AUTO = lxe.AutoDampedSolver()
-N = 200
+N = 100
 
 
 def chain(u, data):
@@ -84,8 +84,6 @@ def test_damped_solve():
     assert_close(by_damping, directional(lambda t: find(b, 0.3 + t)), 1e-8)
     change = normal(b.shape, seed=2)
     assert_close(np.vdot(by_b, change), find(change, 0.3), 1e-9)
-    _, tangent = jax.jvp(lambda x: solve(b, x), (0.3,), (1.0,))
-    assert_close(np.vdot(weights, tangent), by_damping, 1e-9)
 
 
 SOLVERS = {

@@ -1,6 +1,7 @@
 """`DampedQR`, `DampedSVD`, `DampedLinearOperator` and `damped_solve`."""
 
 import functools as ft
+import itertools
 
 import equinox as eqx
 import jax
@@ -29,6 +30,7 @@ from helpers import (
     pytree_jacobian_operator,
     pytree_operator,
     rank_deficient,
+    SHAPES,
     slow,
     solve,
     tolerance,
@@ -44,16 +46,17 @@ from lineax_ext._factor.triangular_stack import (
 )
 
 
-SOLVERS = lxe.DampedQR(), lxe.DampedSVD(), lxe.DampedSparse()
+DENSE, SPARSE = (lxe.DampedQR(), lxe.DampedSVD()), lxe.DampedSparse()
+SOLVERS = *DENSE, SPARSE
 OBLONG = ((5, 3),), ((3, 5),)
-over_solvers = pytest.mark.parametrize(
-    "solver", SOLVERS, ids=lambda x: type(x).__name__
-)
+_name = lambda x: type(x).__name__
+over_solvers = pytest.mark.parametrize("solver", SOLVERS, ids=_name)
 # Those of one dense factorisation.
-over_dense_solvers = pytest.mark.parametrize(
-    "solver", SOLVERS[:2], ids=lambda x: type(x).__name__
+over_dense_solvers = pytest.mark.parametrize("solver", DENSE, ids=_name)
+# The sparse one factorises AᴴA of either shape.
+over_solvers_and_shapes_in_turn = in_turn(
+    "solver, shape", DENSE, OBLONG, more=[(SPARSE, (5, 3))]
 )
-over_solvers_and_shapes_in_turn = in_turn("solver, shape", SOLVERS, OBLONG)
 
 damping = 0.3
 
@@ -62,18 +65,6 @@ def scale_of(shape, scaled, orders=1):
     """D over some orders of magnitude, in no order."""
     values = np.geomspace(10 ** (-orders / 2), 10 ** (orders / 2), shape[1])
     return np.random.default_rng(0).permutation(values) if scaled else None
-
-
-def must_be_regular(solver, shape, damping=0.0):
-    """Whether a wide A without a damping, of which AᴴA is singular, is reported."""
-    if not (isinstance(solver, lxe.DampedSparse) and shape[0] < shape[1]):
-        return False
-    if damping == 0:
-        found = damped(
-            well_conditioned(shape), normal(shape[:1]), 0.0, solver, throw=False
-        )
-        assert found.result == lx.RESULTS.singular
-    return damping == 0
 
 
 def lstsq(matrix, b, damping, scale=None, c=None):
@@ -86,6 +77,18 @@ def damped(matrix, b, damping, solver, **kwargs):
     return lxe.damped_solve(matrix_operator(matrix), b, damping, solver, **kwargs)
 
 
+@eqx.filter_jit
+def _value(matrix, b, damping, solver, scale):
+    return damped(matrix, b, damping, solver, scale=scale).value
+
+
+def value(matrix, b, damping, solver, scale=None):
+    """One compiled program for all that have these shapes and dtypes."""
+    damping = jnp.asarray(damping, b.real.dtype)
+    scale = None if scale is None else jnp.asarray(scale)
+    return _value(jnp.asarray(matrix), jnp.asarray(b), damping, solver, scale)
+
+
 #
 # Values
 #
@@ -93,10 +96,11 @@ def damped(matrix, b, damping, solver, **kwargs):
 
 @in_turn(
     "solver, shape, dtype, scaled",
-    SOLVERS,
+    DENSE,
     OBLONG,
     (np.float32, np.complex128),
     (False, True),
+    more=[(SPARSE, (5, 3), np.float32, True), (SPARSE, (3, 5), np.complex128, False)],
 )
 def test_path(solver, shape, dtype, scaled):
     """Many dampings of one factorisation."""
@@ -128,27 +132,28 @@ def test_path(solver, shape, dtype, scaled):
 
 @over_solvers
 @over_shapes
-@over_double_dtypes
-def test_zero_damping(solver, shape, dtype):
-    if must_be_regular(solver, shape):
+def test_zero_damping(solver, shape):
+    matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
+    if solver == SPARSE and shape[0] < shape[1]:  # AᴴA is singular
+        found = damped(matrix, b, 0.0, solver, throw=False)
+        assert found.result == lx.RESULTS.singular
         return
-    matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
-    assert_close(damped(matrix, b, 0.0, solver).value, pinv(matrix) @ b, 1e-12)
+    assert_close(value(matrix, b, 0.0, solver), pinv(matrix) @ b, 1e-12)
 
 
-@over_solvers
-@over_shapes
+@pytest.mark.parametrize(
+    "solver, shape",
+    [*itertools.product(DENSE, SHAPES[::2]), (SPARSE, (5, 3))],
+)
 def test_zero_damping_scaled(solver, shape):
     # The limit λ → 0: when wide, of all solutions that of the least ‖D x‖.
-    if must_be_regular(solver, shape):
-        return
     matrix, b = well_conditioned(shape), normal(shape[:1])
     scale = scale_of(shape, True)
-    out = damped(matrix, b, 0.0, solver, scale=scale).value
+    out = value(matrix, b, 0.0, solver, scale)
     assert_close(out, pinv(matrix / scale) @ b / scale, 1e-12)
 
 
-@over_shapes
+@over_oblong_shapes
 def test_zero_damping_rank_deficient(shape):
     matrix, b = rank_deficient(shape), normal(shape[:1])
     solution = damped(matrix, b, 0.0, lxe.DampedSVD())
@@ -169,7 +174,7 @@ def test_rcond(shape, rcond, rank):
         assert_close(solution.value, (vh.T[:, :rank] * filters) @ u.T[:rank] @ b, 1e-9)
 
 
-@over_shapes
+@over_oblong_shapes
 def test_zero_damping_singular(shape):
     matrix, b = duplicated(shape), normal(shape[:1])
     solution = damped(matrix, b, 0.0, lxe.DampedQR(), throw=False)
@@ -179,23 +184,26 @@ def test_zero_damping_singular(shape):
 
 
 @in_turn(
-    "solver, shape, dtype", SOLVERS, OBLONG, (np.float32, np.float64, np.complex128)
+    "solver, shape, dtype",
+    DENSE,
+    OBLONG,
+    (np.float32, np.float64, np.complex128),
+    more=[(SPARSE, (5, 3), np.float32), (SPARSE, (3, 5), np.float64)],
 )
 def test_huge_damping(solver, shape, dtype):
     damping = 1e38 if dtype == np.float32 else 1e300
     matrix = well_conditioned(shape, dtype)
     b = 1e6 * normal(shape[:1], dtype)  # keeps float32 solutions out of the denormals
-    out = damped(matrix, b, np.asarray(damping, np.finfo(dtype).dtype), solver).value
+    out = value(matrix, b, damping, solver)
     expected = double(matrix).conj().T @ double(b) / damping
     assert_close(out, expected, tolerance(dtype))
 
 
-@over_solvers
-@over_shapes
+@over_solvers_and_shapes_in_turn
 def test_rank_deficient(solver, shape):
     matrix, b = rank_deficient(shape), normal(shape[:1])
     matrix[:, 1] = 0
-    out = damped(matrix, b, damping, solver).value
+    out = value(matrix, b, damping, solver)
     assert_close(out, lstsq(matrix, b, damping), 1e-12)
     assert abs(out[1]) < 1e-15
 
@@ -207,15 +215,16 @@ def test_rank_deficient(solver, shape):
 )
 def test_sizes_0_and_1(solver, shape):
     matrix, b, scale = normal(shape), normal(shape[:1]), scale_of(shape, True)
-    out = damped(matrix, b, damping, solver, scale=scale).value
+    out = value(matrix, b, damping, solver, scale)
     assert_close(out, lstsq(matrix, b, damping, scale), 1e-14)
 
 
 @in_turn(
     "solver, shape, make_operator",
-    SOLVERS,
+    DENSE,
     OBLONG,
     (pytree_operator, pytree_function_operator, pytree_jacobian_operator),
+    more=[(SPARSE, (3, 5), pytree_jacobian_operator)],
 )
 def test_pytrees(solver, shape, make_operator):
     matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
@@ -241,14 +250,13 @@ def test_pytrees(solver, shape, make_operator):
 
 @in_turn(
     "solver, shape, damping, scaled",
-    SOLVERS,
+    DENSE,
     OBLONG,
     ((damping, True), (0.0, False)),
+    more=[(SPARSE, (3, 5), damping, True)],
 )
 def test_right_hand_sides(solver, shape, scaled, damping):
     """`B⁺ (b, c)` and `B⁺ b`, from every state that stands for B."""
-    if must_be_regular(solver, shape, damping):
-        return
     matrix, b = well_conditioned(shape, np.complex128), normal(shape[:1], np.complex128)
     c, scale = normal(shape[1:], np.complex128), scale_of(shape, scaled)
     operator = matrix_operator(matrix)
@@ -272,7 +280,12 @@ def test_right_hand_sides(solver, shape, scaled, damping):
         assert_close(alone, lstsq(matrix, b, damping, scale), 1e-12)
 
 
-@in_turn("solver, shape", (*SOLVERS, lxe.QRMultiply(), lx.QR(), lx.SVD()), OBLONG)
+@in_turn(
+    "solver, shape",
+    (*DENSE, lxe.QRMultiply(), lx.QR(), lx.SVD()),
+    OBLONG,
+    more=[(SPARSE, (5, 3))],
+)
 def test_linear_solve_of_the_operator(solver, shape):
     matrix, scale = well_conditioned(shape, np.complex128), scale_of(shape, True)
     b, c = normal(shape[:1], np.complex128), normal(shape[1:], np.complex128)
@@ -281,8 +294,7 @@ def test_linear_solve_of_the_operator(solver, shape):
     assert_close(out, lstsq(matrix, b, damping, scale, c), 1e-12)
 
 
-@over_solvers
-@over_shapes
+@over_solvers_and_shapes_in_turn
 def test_solution_state(solver, shape):
     matrix, scale = well_conditioned(shape), scale_of(shape, True)
     state = damped(matrix, normal(shape[:1]), 7.0, solver, scale=scale).state
@@ -291,14 +303,16 @@ def test_solution_state(solver, shape):
     assert_close(out, lstsq(matrix, b, damping), 1e-12)
 
 
-@over_solvers
+@over_dense_solvers
 def test_known_scale_under_jit(solver):
     matrix, b, scale = well_conditioned((5, 3)), normal((5,)), jnp.arange(1.0, 4.0)
     fn = jax.jit(lambda b: damped(matrix, b, damping, solver, scale=scale).value)
     assert_close(fn(b), lstsq(matrix, b, damping, scale), 1e-12)
 
 
-@in_turn("solver, shape, scaled", SOLVERS, OBLONG, (False, True))
+@in_turn(
+    "solver, shape, scaled", DENSE, OBLONG, (False, True), more=[(SPARSE, (5, 3), True)]
+)
 def test_vmap(solver, shape, scaled):
     matrix, bs = well_conditioned(shape), normal((3, shape[0]))
     state = solver.init(matrix_operator(matrix), {})
@@ -387,8 +401,9 @@ expected_derivatives = ft.cache(ft.partial(differentiate, closed_form))
 
 @in_turn(
     "solver, shape, transform",
-    SOLVERS,
+    DENSE,
     tuple(shape + (way,) for shape, way in zip(OBLONG, (grad_and_hvp, jvp_and_grad))),
+    more=[slow(SPARSE, (3, 5), jvp_and_grad)],  # compiles for ten seconds
 )
 def test_derivatives(solver, shape, transform):
     fn = lambda a, b, damping, scale: damped(a, b, damping, solver, scale=scale).value
@@ -397,7 +412,7 @@ def test_derivatives(solver, shape, transform):
     jax.tree.map(ft.partial(assert_close, rtol=1e-9), out, expected)
 
 
-@in_turn("solver, shape", SOLVERS, OBLONG, first=1)
+@in_turn("solver, shape", DENSE, OBLONG, first=1, more=[(SPARSE, (3, 5))])
 def test_derivatives_by_finite_differences(solver, shape):
     (a, b, _, scale), _ = problem(shape, np.float64)
     cotangent = normal(shape[1:], seed=2)
@@ -438,9 +453,9 @@ def test_derivatives_of_a_path(solver, shape):
 PLAIN = lxe.DampedQR(damping=damping)
 
 
-@over_shapes
-@over_double_dtypes
-def test_plain_vector(shape, dtype):
+@over_oblong_shapes
+def test_plain_vector(shape):
+    dtype = np.complex128
     matrix, b = well_conditioned(shape, dtype), normal(shape[:1], dtype)
     t_b, cotangent = normal(shape[:1], dtype, seed=1), normal(shape[1:], dtype, seed=2)
     fn = lambda b: solve(pytree_operator(matrix), b, PLAIN)
@@ -457,17 +472,17 @@ def test_plain_vector(shape, dtype):
     assert_close(grad, cotangent @ inverse, 1e-12)
 
 
-@over_shapes
 @pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
 @pytest.mark.parametrize("jit", (False, True), ids=("eager", "jit"))
-def test_plain_operator_is_an_error(shape, transform, jit):
+def test_plain_operator_is_an_error(transform, jit):
+    shape = 5, 3
     b = normal(shape[:1])
     fn = transform(lambda a: solve(matrix_operator(a), b, PLAIN))
     with pytest.raises(ValueError, match="`lineax_ext.damped_solve"):
         (jax.jit(fn) if jit else fn)(well_conditioned(shape))
 
 
-@over_shapes
+@over_oblong_shapes
 def test_plain_traced_damping(shape):
     matrix, b = rank_deficient(shape), normal(shape[:1])
     fn = lambda x: solve(matrix_operator(matrix), b, lxe.DampedQR(damping=x))
@@ -606,19 +621,27 @@ def least_squares_derivatives(shape):
     return out, p
 
 
-@over_solvers_and_shapes_in_turn
-@pytest.mark.parametrize("transform", (jax.jacfwd, jax.jacrev))
+@in_turn(
+    "solver, shape, transform",
+    DENSE,
+    OBLONG,
+    (jax.jacfwd, jax.jacrev),
+    more=[(SPARSE, (5, 3), jax.jacrev)],
+)
 def test_derivative_at_zero_damping(solver, shape, transform):
     """That of least squares."""
-    if must_be_regular(solver, shape):
-        return
     fn = lambda a, b: damped(a, b, 0.0, solver).value
     out = jax.jit(transform(fn, (0, 1)))(well_conditioned(shape), normal(shape[:1]))
     for found, expected in zip(out, least_squares_derivatives(shape)):
         assert_close(found, expected, 1e-10)
 
 
-@in_turn("solver, transform", SOLVERS, (jax.jacfwd, jax.jacrev))
+@in_turn(
+    "solver, transform",
+    DENSE,
+    (jax.jacfwd, jax.jacrev),
+    more=[slow(SPARSE, jax.jacfwd)],
+)
 def test_derivative_in_zero_damping_is_an_error(solver, transform):
     matrix, b = well_conditioned((5, 3)), normal((5,))
     fn = eqx.filter_jit(transform(lambda x: damped(matrix, b, x, solver).value))
@@ -626,8 +649,12 @@ def test_derivative_in_zero_damping_is_an_error(solver, transform):
         fn(jnp.array(0.0))
 
 
-@over_solvers
-@pytest.mark.parametrize("shape", ((200, 100), (100, 200)))
+@in_turn(
+    "solver, shape",
+    DENSE,
+    [((200, 100),), ((100, 200),)],
+    more=[(SPARSE, (200, 100))],
+)
 def test_small_damping_of_a_rank_deficient_operator(solver, shape):
     """√λ is 1e-5 of a column here: a hundred rounding errors of float32."""
     matrix, b = np.full(shape, 10, np.float32), normal(shape[:1], np.float32)

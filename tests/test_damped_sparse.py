@@ -11,6 +11,7 @@ import optimistix as optx
 import pytest
 import scipy.optimize
 import scipy.sparse as sp
+from helpers import slow
 
 import lineax_ext as lxe
 
@@ -114,7 +115,7 @@ def test_steps_of_the_dense_solver():
     np.testing.assert_allclose(sparse, dense, rtol=1e-9)
 
 
-@pytest.mark.parametrize("root_finder", (None, optx.Newton(1e-10, 1e-10)))
+@pytest.mark.parametrize("root_finder", (None, slow(optx.Newton(1e-10, 1e-10))))
 def test_indirect(root_finder):
     def residuals(y, _):
         return jnp.concatenate([10 * (y[1:] - y[:-1] ** 2), 1 - y[:-1]])

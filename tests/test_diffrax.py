@@ -73,26 +73,29 @@ def _scipy_stiff(stiffness):
     ).y[:, -1]
 
 
-@pytest.mark.parametrize("method", (slow(dfx.Kvaerno3), dfx.Kvaerno5))
-def test_dense(method):
-    run = ft.partial(_solve, method, term=_tree_stiff, t1=T1, y0=TREE_Y0)
+@ft.cache
+def _batch_of_stiff(linear_solver):
+    def run(stiffness):
+        y, steps = _solve(
+            dfx.Kvaerno5, linear_solver, _tree_stiff, T1, TREE_Y0, stiffness
+        )
+        return flatten(y), steps
 
-    def batched(linear_solver):
-        fn = lambda stiffness: run(linear_solver=linear_solver, args=stiffness)
-        values, steps = jax.jit(jax.vmap(fn))(STIFFNESS)
-        return jax.vmap(flatten)(values), steps
+    return jax.jit(jax.vmap(run))(STIFFNESS)
 
-    expected, expected_steps = batched(lx.QR())
+
+@pytest.mark.parametrize("solver", ("QRMultiply", slow("DampedQR")))
+def test_dense(solver):
+    expected, expected_steps = _batch_of_stiff(lx.QR())
     # Up to the tolerance of the time steps.
     assert_close(expected, np.stack([_scipy_stiff(x) for x in STIFFNESS]), 1e-7)
-    for linear_solver in SOLVERS.values():
-        values, steps = batched(linear_solver)
-        np.testing.assert_array_equal(steps, expected_steps)
-        assert_close(values, expected, 1e-11)
+    values, steps = _batch_of_stiff(SOLVERS[solver])
+    np.testing.assert_array_equal(steps, expected_steps)
+    assert_close(values, expected, 1e-11)
 
 
-@in_turn("linear_solver, mode", tuple(SOLVERS.values()), ("forward", "reverse"))
-def test_dense_gradient(mode, linear_solver):
+@pytest.mark.parametrize("solver, mode", zip(SOLVERS, ("forward", "reverse")))
+def test_dense_gradient(solver, mode):
     forward = mode == "forward"
     adjoint = dfx.ForwardMode() if forward else dfx.RecursiveCheckpointAdjoint()
     weights = np.array([1.0, -2.0, 3.0])
@@ -100,7 +103,7 @@ def test_dense_gradient(mode, linear_solver):
     def fn(stiffness):
         y, _ = _solve(
             dfx.Kvaerno5,
-            linear_solver,
+            SOLVERS[solver],
             _tree_stiff,
             T1,
             TREE_Y0,
@@ -211,6 +214,8 @@ GRID = np.linspace(0, 1, 60)
 MIXTURE = {"u": 1 + np.sin(2 * np.pi * GRID), "v": 3 + 0 * GRID}
 
 
+# The steps of one stage, and their derivative, without `--slow`.
+@pytest.mark.slow
 def test_pattern():
     def run(linear_solver, scale):
         y0 = jax.tree.map(lambda x: scale * x, MIXTURE)
@@ -227,12 +232,7 @@ def test_pattern():
     assert_close(values, expected, 1e-12)
 
 
-@pytest.mark.parametrize("mode", (slow("forward"), "reverse"))
-def test_pattern_gradient(mode):
-    forward = mode == "forward"
-    adjoint = dfx.ForwardMode() if forward else dfx.RecursiveCheckpointAdjoint()
-    transform = jax.jacfwd if forward else jax.grad
-
+def test_pattern_gradient():
     def fn(diffusion, linear_solver):
         y, steps = _solve(
             dfx.ImplicitEuler,
@@ -241,13 +241,12 @@ def test_pattern_gradient(mode):
             0.02,
             MIXTURE,
             diffusion,
-            adjoint=adjoint,
             max_steps=256,
         )
         return jnp.sum(flatten(y) ** 2), (flatten(y), steps)
 
     found, expected = (
-        jax.jit(transform(ft.partial(fn, linear_solver=solver), has_aux=True))(0.05)
+        jax.jit(jax.grad(ft.partial(fn, linear_solver=solver), has_aux=True))(0.05)
         for solver in (AUTO, lx.LU())
     )
     for actual, reference in zip(*map(jax.tree.leaves, (found, expected))):

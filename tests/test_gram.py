@@ -1,3 +1,5 @@
+import functools as ft
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -429,20 +431,16 @@ def test_derivatives(make, params, outputs):
     args = tuple(map(jnp.asarray, primals)), tuple(map(jnp.asarray, directions))
     grads, tangent, hvps = run(*args)
 
-    def expected_grads(t):
+    def expected_grad(i, t=0.0):
         moved = [x + t * dx for x, dx in zip(primals, directions)]
-        return [
-            gradient(lambda x, i=i: expected(*moved[:i], x, *moved[i + 1 :]), moved[i])
-            for i in argnums
-        ]
+        return gradient(lambda x: expected(*moved[:i], x, *moved[i + 1 :]), moved[i])
 
-    for found, exact in zip(grads, expected_grads(0)):
-        assert_close(found, exact, 1e-7)
+    for i, found in enumerate(grads):
+        assert_close(found, expected_grad(i), 1e-7)
     moved = lambda t: expected(*(x + t * dx for x, dx in zip(primals, directions)))
     assert_close(tangent, directional(moved), 1e-7)
-    exact = [directional(lambda t, i=i: expected_grads(t)[i]) for i in (2, 3)]
-    for i, curvature in zip((2, 3), exact):
-        assert_close(hvps[i], curvature, 1e-5)
+    for i in (2, 3):
+        assert_close(hvps[i], directional(ft.partial(expected_grad, i)), 1e-5)
 
 
 def test_derivative_of_diagonal_and_factor():

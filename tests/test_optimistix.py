@@ -116,13 +116,21 @@ CALLERS = {
     "Chord": (lx.LU(), ROOT_FIND, optx.Chord, _scipy_root),
 }
 # One of each caller without `--slow`; they differ in optimistix's own steps.
-over_callers = pytest.mark.parametrize(
-    "reference, caller, method, referee",
+FEW = "GaussNewton", "Newton"
+over_callers_and_solvers = pytest.mark.parametrize(
+    "reference, caller, method, referee, linear_solver",
     [
-        slow(*row) if name in ("LevenbergMarquardt", "Dogleg", "Chord") else row
+        pytest.param(
+            *row,
+            solver,
+            id=f"{name}-{solver_name}",
+            marks=() if name in FEW and i < 2 else pytest.mark.slow,
+        )
         for name, row in CALLERS.items()
+        for i, (solver_name, solver) in enumerate(SOLVERS.items())
+        # Every caller meets QR; every solver, one of each.
+        if name in FEW or i == 0
     ],
-    ids=CALLERS.keys(),
 )
 
 
@@ -142,12 +150,7 @@ def _reference(caller, method, linear_solver):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(run))(THETAS))
 
 
-@pytest.mark.parametrize(
-    "linear_solver",
-    [slow(x) if name.endswith("pivoting") else x for name, x in SOLVERS.items()],
-    ids=SOLVERS.keys(),
-)
-@over_callers
+@over_callers_and_solvers
 def test_callers(reference, caller, method, referee, linear_solver):
     run = ft.partial(_run, caller, method, linear_solver)
 

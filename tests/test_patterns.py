@@ -24,7 +24,7 @@ from lineax_ext._structure.rules import RULES
 
 COUNT = int(os.environ.get("LINEAX_EXT_PROGRAMS", "200"))
 over_programs = settings(
-    max_examples=COUNT - COUNT // 4,
+    max_examples=COUNT // 2,
     derandomize=True,
     database=None,
     deadline=None,
@@ -63,7 +63,15 @@ def test_random_programs(program):
     assert not missed(program).any()
 
 
-@settings(over_programs, max_examples=COUNT // 4)
+@pytest.mark.slow
+@over_programs
+@given(PROGRAMS)
+def test_other_random_programs(program):
+    """As each test draws its own."""
+    assert not missed(program).any()
+
+
+@settings(over_programs, max_examples=COUNT // 8)
 @given(PROGRAMS)
 def test_random_programs_with_loops_summed_up(program):
     most = loops._most_equations

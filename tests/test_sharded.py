@@ -1,6 +1,5 @@
 """Rows on several devices, in processes of their own: JAX counts its devices once."""
 
-import functools as ft
 import json
 import os
 import pathlib
@@ -10,10 +9,12 @@ import sys
 import time
 
 import pytest
+from helpers import slow
 from sharded import CHECKS, HEARTBEAT_SECONDS
 
 
-# One check of each promise; the others run with `--slow`.
+# One check of each promise; the others run with `--slow`. A group is one test, with one
+# process, which another worker would start again.
 QUICK = (
     "along_one_axis",
     "nothing_of_the_size_of_the_matrix",
@@ -40,26 +41,20 @@ def _start(*arguments):
     )
 
 
-@ft.cache
-def _tracebacks(names):
+OTHERS = tuple(name for name in CHECKS if name not in QUICK + CHECKED)
+
+
+@pytest.mark.parametrize(
+    "names", (QUICK, slow(OTHERS), slow(CHECKED)), ids=("quick", "others", "checked")
+)
+def test_on_eight_devices(names):
     out, err = _start(*names).communicate(timeout=600)
     assert out, err
-    return json.loads(out.splitlines()[-1])
-
-
-_rest = tuple(name for name in CHECKS if name not in QUICK + CHECKED)
-_slow = [
-    pytest.param(name, group, marks=pytest.mark.slow)
-    for group in (_rest, CHECKED)
-    for name in group
-]
-
-
-@pytest.mark.parametrize("name,group", [(name, QUICK) for name in QUICK] + _slow)
-def test_on_eight_devices(name, group):
-    traceback = _tracebacks(group)[name]
-    if traceback is not None:
-        pytest.fail(traceback, pytrace=False)
+    tracebacks = json.loads(out.splitlines()[-1])
+    assert tuple(tracebacks) == names
+    failed = [f"{name}\n{x}" for name, x in tracebacks.items() if x is not None]
+    if failed:
+        pytest.fail("\n".join(failed), pytrace=False)
 
 
 def _two(*second):

@@ -7,7 +7,7 @@ import numpy as np
 import optimistix as optx
 import pytest
 import scipy.optimize
-from helpers import assert_close, directional, equations
+from helpers import assert_close, directional, equations, slow
 
 import lineax_ext as lxe
 
@@ -53,7 +53,7 @@ def poses(y, measured):
     )
 
 
-@pytest.mark.parametrize("scale", (None, "jacobian"))
+@pytest.mark.parametrize("scale", (None, slow("jacobian")))
 def test_without_an_anchor(scale):
     rng = np.random.default_rng(0)
     count = 8
@@ -77,7 +77,7 @@ def degenerate(y, _):
     return first, first, 0 * y[3], y[3] * y[4] - 1
 
 
-@pytest.mark.parametrize("scale", (None, "jacobian"))
+@pytest.mark.parametrize("scale", (slow(None), "jacobian"))
 def test_degenerate(scale):
     y0 = jnp.array([0.5, 0.5, 7.0, 2.0, 1.0])
     fit = fitted(degenerate, y0, scale=scale)
@@ -86,7 +86,7 @@ def test_degenerate(scale):
     assert fit.value[2] == 7
 
 
-@pytest.mark.parametrize("scale", (None, "jacobian"))
+@pytest.mark.parametrize("scale", (None, slow("jacobian")))
 def test_one_unknown(scale):
     residuals = lambda y, _: (y - 2, 0.5 * y**2)
     fit = fitted(residuals, jnp.array([1.0]), scale=scale)
@@ -152,9 +152,14 @@ def test_a_dense_row():
 def test_a_dense_row_of_an_operator(jac):
     n = 100
     at, data = jnp.linspace(-1, 1, n), jnp.zeros(n)
-    operator = lx.JacobianLinearOperator(with_a_sum, at, data, jac=jac)
     b = with_a_sum(at, data)
-    x = lxe.damped_solve(operator, b, 0.1, lxe.DampedSparse()).value
+
+    @jax.jit
+    def solve(at, b):
+        operator = lx.JacobianLinearOperator(with_a_sum, at, data, jac=jac)
+        return lxe.damped_solve(operator, b, 0.1, lxe.DampedSparse()).value
+
+    x = solve(at, b)
     matrix = np.concatenate(
         [
             np.diag(1 / np.cosh(at) ** 2),
@@ -239,10 +244,18 @@ def test_derivatives_make_no_dense_matrix():
 def test_vmap():
     data = jnp.asarray(np.stack([DATA, DATA[::-1], DATA + 0.3]))
     together = jax.jit(jax.vmap(smooth))(data)
-    one = jax.jit(smooth)
+
+    def least(data):
+        u = np.log(data)
+        for _ in range(30):  # Gauss and Newton
+            jacobian = np.concatenate([np.diag(np.exp(u)), bend])
+            residuals = np.concatenate([np.exp(u) - data, bend @ u])
+            u = u - np.linalg.lstsq(jacobian, residuals, rcond=None)[0]
+        return u
+
+    bend = 2 * np.diff(np.eye(N), 2, axis=0)
     for x, given in zip(together, data):
-        assert_close(x, one(given), 1e-9)
-    assert_close(together[0][::-1], together[1], 1e-8)
+        assert_close(x, least(given), 1e-9)
 
 
 def test_the_hessian_of_a_graph():

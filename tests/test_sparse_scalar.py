@@ -75,30 +75,30 @@ def check(matrix, symmetric=False, tolerance=1e-10, columns=1):
 
 @pytest.mark.parametrize("dtype", (np.float64, np.complex128))
 def test_random(dtype):
-    assert not check(random(80, 0, dtype))  # it was refined
-    assert check(random(80, 1, dtype, dominant=True))  # there was no need
+    columns = 1 if dtype == np.complex128 else 3
+    assert not check(random(60, 0, dtype), columns=columns)  # it was refined
+    # There was no need.
+    assert check(random(60, 1, dtype, dominant=True), columns=columns)
 
 
 def test_float32():
     check(random(60, 2, np.float32, dominant=True), tolerance=1e-4)
 
 
-def test_several_columns():
-    check(random(30, 3, dominant=True), columns=3)
-
-
 def test_definite():
     matrix = tree(60, 4)
     assert check(matrix, symmetric=True)
     pattern, values = apart(matrix)
-    assert sparse.factor(planned(pattern, True), -values).failed
+    failed = jax.jit(
+        lambda values: sparse.factor(planned(pattern, True), values).failed
+    )
+    assert failed(-values)
 
 
 @pytest.mark.parametrize("n", (0, 1, 2))
 def test_tiny(n):
-    plan = planned(full(n, n))
     values = jnp.arange(1.0, n**2 + 1)
-    x, good = sparse.solve(plan, sparse.factor(plan, values), jnp.ones((n, 1)))
+    ((x, good), *_), _ = solutions(planned(full(n, n)), values, jnp.ones((n, 1)))
     a = np.asarray(values).reshape(n, n)
     np.testing.assert_allclose(x, np.linalg.solve(a, np.ones((n, 1))), rtol=1e-12)
     assert good.all()

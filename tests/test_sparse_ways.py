@@ -96,7 +96,7 @@ def test_no_border():
 # Views of points, from cameras that nothing holds
 #
 
-CAMERAS, POINTS, VIEWS = 6, 120, 5
+CAMERAS, POINTS, VIEWS = 6, 60, 5
 
 
 def views(seed=0):
@@ -119,21 +119,20 @@ def views(seed=0):
     return residuals, jnp.asarray(truth + 0.05 * rng.normal(size=truth.size)), seen
 
 
-@pytest.mark.parametrize("scale", (None, "jacobian"))
-def test_views(scale):
+def test_views():
     residuals, y0, seen = views()
     pattern = lxe.infer_pattern(residuals, y0, seen)
     plan, _ = way(pattern)
     assert isinstance(plan, sparse.Bordered) and len(plan.border) == 3 * CAMERAS
     solver = lxe.LevenbergMarquardt(
-        1e-8, 1e-8, linear_solver=lxe.DampedSparse(pattern), scale=scale
+        1e-8, 1e-8, linear_solver=lxe.DampedSparse(pattern), scale="jacobian"
     )
-    fit = optx.least_squares(residuals, solver, y0, seen)
+    found = jax.jit(lambda y: optx.least_squares(residuals, solver, y, seen).value)(y0)
     y, jacobian = y0, jax.jit(jax.jacfwd(residuals))
     for _ in range(12):  # Gauss and Newton, the shortest step where nothing holds
         y = y - np.linalg.lstsq(jacobian(y, seen), residuals(y, seen), rcond=1e-9)[0]
     expected = 0.5 * float(jnp.sum(residuals(y, seen) ** 2))
-    found = 0.5 * float(jnp.sum(residuals(fit.value, seen) ** 2))
+    found = 0.5 * float(jnp.sum(residuals(found, seen) ** 2))
     assert abs(found - expected) <= 1e-8 * expected
 
 

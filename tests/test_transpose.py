@@ -2,7 +2,6 @@ import equinox as eqx
 import jax
 import lineax as lx
 import numpy as np
-import pytest
 from helpers import (
     assert_close,
     damped_stack,
@@ -121,9 +120,8 @@ def test_static_parts_compare_by_value(solver, tags, make_operator):
 
 
 @over_square_solvers
-@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
-def test_square(solver, make_operator, dtype):
-    matrix = well_conditioned((4, 4), dtype)
+def test_square(solver, make_operator):
+    matrix = well_conditioned((4, 4), np.complex128)
     operator = make_operator(matrix)
     check_turned(solver, operator, pinv(matrix))
     state = state_of(solver, operator)

@@ -8,7 +8,6 @@ from helpers import (
     gradient,
     matrix_operator,
     normal,
-    over_double_dtypes,
     over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
@@ -17,8 +16,10 @@ from helpers import (
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
+    SHAPES,
     slow,
     solve,
+    SOLVERS,
     well_conditioned,
 )
 
@@ -47,9 +48,8 @@ def problem(shape, dtype):
 
 @over_solvers
 @over_oblong_shapes
-@over_double_dtypes
-def test_vjp(solver, tags, shape, dtype):
-    a, b = problem(shape, dtype)
+def test_vjp(solver, tags, shape):
+    a, b = problem(shape, np.complex128)
     fn = lambda a, b: loss(solve(matrix_operator(a, tags), b, solver))
     grads = jax.jit(jax.grad(fn, (0, 1)))(a, b)
     for grad, expected in zip(grads, expected_grads(a, b)):
@@ -78,35 +78,57 @@ def test_state(solver, tags, shape):
         assert_close(grad, expected, 1e-8)
 
 
-@over_solvers_in_turn(0)
+ORDERS = "jvp of vjp", "vjp of jvp", "vjp of vjp"
+
+
 @pytest.mark.parametrize(
-    "order", ("jvp of vjp", slow("vjp of jvp"), slow("vjp of vjp"))
+    "solver, tags, shape, order",
+    [
+        (slow if k > 0 else pytest.param)(
+            solver, tags, SHAPES[2 * ((i + k) % 2)], order
+        )
+        for i, (_, solver, tags, _) in enumerate(SOLVERS)
+        for k, order in enumerate(ORDERS)
+    ],
 )
 def test_second_order(solver, tags, shape, order):
-    """The product of the Hessian with a direction, in the three ways there are."""
+    """The gradient, and the product of the Hessian with a direction, in three ways."""
     primals = problem(shape, np.float64)
     direction = normal(shape, seed=1), normal(shape[:1], seed=1)
     fn = lambda a, b: loss(solve(matrix_operator(a, tags), b, solver))
     grad = jax.grad(fn, (0, 1))
     dot = lambda xs, ys: sum(jnp.sum(x * y) for x, y in zip(xs, ys))
-    hvp = {
-        "jvp of vjp": lambda *p: jax.jvp(grad, p, direction)[1],
-        "vjp of jvp": jax.grad(lambda *p: jax.jvp(fn, p, direction)[1], (0, 1)),
-        "vjp of vjp": jax.grad(lambda *p: dot(grad(*p), direction), (0, 1)),
-    }[order]
+
+    @jax.jit
+    def hvp(*primals):
+        if order == "jvp of vjp":
+            return jax.jvp(grad, primals, direction)
+        if order == "vjp of jvp":
+            jvp = lambda *p: jax.jvp(fn, p, direction)[1]
+            return None, jax.grad(jvp, (0, 1))(*primals)
+        both = lambda *p: (dot(grad(*p), direction), grad(*p))
+        hvp, grads = jax.grad(both, (0, 1), has_aux=True)(*primals)
+        return grads, hvp
+
+    check_second_order(hvp(*primals), primals, direction)
+
+
+def check_second_order(found, primals, direction):
+    grads, hvps = found
     moved = lambda t: tuple(x + t * dx for x, dx in zip(primals, direction))
-    for i, out in enumerate(jax.jit(hvp)(*primals)):
+    for grad, expected in zip(grads or (), expected_grads(*primals)):
+        assert_close(grad, expected, 1e-8)
+    for i, out in enumerate(hvps):
         expected = directional(lambda t, i=i: expected_grads(*moved(t))[i])
         assert_close(out, expected, 1e-6)
 
 
 @over_square_solvers
-@over_double_dtypes
-@pytest.mark.parametrize("given_state", (False, True), ids=("", "state"))
-def test_square(solver, make_operator, dtype, given_state):
-    a, b = problem((4, 4), dtype)
-    kwargs = {"state": solver.init(make_operator(a), {})} if given_state else {}
-    fn = lambda a, b: loss(solve(make_operator(a), b, solver, **kwargs))
+def test_square(solver, make_operator):
+    """With a state; without one, below."""
+    a, b = problem((4, 4), np.complex128)
+    state = solver.init(make_operator(a), {})
+    fn = lambda a, b: loss(solve(make_operator(a), b, solver, state=state))
     grads = jax.jit(jax.grad(fn, (0, 1)))(a, b)
     for grad, expected in zip(grads, expected_grads(a, b)):
         assert_close(grad, expected, 1e-8)
@@ -117,8 +139,5 @@ def test_square_second_order(solver, make_operator):
     primals = problem((4, 4), np.float64)
     direction = normal((4, 4), seed=1), normal((4,), seed=1)
     fn = lambda a, b: loss(solve(make_operator(a), b, solver))
-    hvp = lambda *p: jax.jvp(jax.grad(fn, (0, 1)), p, direction)[1]
-    moved = lambda t: tuple(x + t * dx for x, dx in zip(primals, direction))
-    for i, out in enumerate(jax.jit(hvp)(*primals)):
-        expected = directional(lambda t, i=i: expected_grads(*moved(t))[i])
-        assert_close(out, expected, 1e-6)
+    hvp = jax.jit(lambda *p: jax.jvp(jax.grad(fn, (0, 1)), p, direction))
+    check_second_order(hvp(*primals), primals, direction)

@@ -209,7 +209,11 @@ def test_factor_is_not_copied_by_linear_solve(solver, tags, transform, count):
 
 
 @over_square_solvers
-@over_nestings
+@pytest.mark.parametrize(
+    "nesting",
+    (nestings["columns"], slow(nestings["operators"]), nestings["vb"]),
+    ids=("columns", "operators", "vb"),
+)
 def test_square(solver, make_operator, nesting):
     a, b = stacks((4, 4), np.complex128)
     fn = lambda a, b: solve(make_operator(a), b, solver)
