@@ -217,22 +217,20 @@ def _by_householder(
     limit = _largest_panel(columns.dtype)
     whole = columns.size <= limit or m < 2 * n or n == 0 or n > _most_columns
     if whole or jax.default_backend() != "cpu":
-        householder, _ = householder_qr(columns.T)
-        return jnp.tril(householder[:n, :n].T), householder[:n, n]
-
-    if n <= block:
-        rt: Any = _long_columns(columns)
-        return rt[:n, :n], rt[n, :n]
-    # Not under a triangle of zeros: where the first rows are large, as weights can make
-    # them, the small ones on top would cost their digits.
-    if is_long(m, n):
-        columns = padded(columns)
-        add = lambda rt, rows: add_rows(rt, rows, n)
-        first = triangle_of(columns[:, :n], n)
+        rt: Any = _triangle_of(columns)
+    elif n <= block:
+        rt = _long_columns(columns)
     else:
-        add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
-        first = _triangle_of(columns[:, :n])
-    rt = _add_chunks(first, columns[:, n:], limit // block - block, add)
+        # Not under a triangle of zeros: where the first rows are large, as weights can
+        # make them, the small ones on top would cost their digits.
+        if is_long(m, n):
+            columns = padded(columns)
+            add = lambda rt, rows: add_rows(rt, rows, n)
+            first = triangle_of(columns[:, :n], n)
+        else:
+            add = lambda rt, rows: _stack_qr(rt, rows, block, triangular=False)[0]
+            first = _triangle_of(columns[:, :n])
+        rt = _add_chunks(first, columns[:, n:], limit // block - block, add)
     return rt[:n, :n], rt[n, :n]
 
 
