@@ -48,7 +48,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 _modules = itertools.count(1)
-# What is imported stays: collecting garbage need not look at it.
+# To look for garbage while programs are traced takes a tenth of the time: that is done
+# between two modules, and there what has been imported need not be looked at.
+gc.disable()
 gc.freeze()
 
 

@@ -103,7 +103,7 @@ def _fit(solver):
     return fn
 
 
-def _fits(make, name, **kwargs):
+def _fits(make, name, expensive=False, **kwargs):
     # Tighter than the dtype can be asked for is an error, and so is 0.
     def fn(a, b):
         eps = float(jnp.finfo(a.dtype).eps)
@@ -111,7 +111,7 @@ def _fits(make, name, **kwargs):
 
     referee = lambda a, b: np.linalg.pinv(a) @ b
     # Half of all digits: what comparing sums of squares can tell apart.
-    return Row(name, fn, referee, (5, 3), _REAL, digits=7)
+    return Row(name, fn, referee, (5, 3), _REAL, digits=7, expensive=expensive)
 
 
 def _flow(a, b):
@@ -180,7 +180,7 @@ ROWS = (
     ),
     _solving(lxe.BlockTridiagonal(), _blocks),
     _solving(lxe.SparseLU(), _sparse),
-    _solving(lxe.SparseCholesky(), _definite(_sparse), _of_gram),
+    _solving(lxe.SparseCholesky(), _definite(_sparse), _of_gram, expensive=True),
     _damping(lxe.DampedQR(), lx.MatrixLinearOperator),
     _damping(lxe.DampedSVD(), lx.MatrixLinearOperator),
     _damping(lxe.DampedSparse(), _sparse, expensive=True),
@@ -206,8 +206,11 @@ ROWS = (
         lxe.LevenbergMarquardt,
         '`LevenbergMarquardt(scale="jacobian")`',
         scale="jacobian",
+        expensive=True,
     ),
-    _fits(lxe.IndirectLevenbergMarquardt, "`IndirectLevenbergMarquardt`"),
+    _fits(
+        lxe.IndirectLevenbergMarquardt, "`IndirectLevenbergMarquardt`", expensive=True
+    ),
     Row(
         "`structured(Kvaerno5())`",
         _flow,

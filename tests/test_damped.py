@@ -50,12 +50,13 @@ DENSE, SPARSE = (lxe.DampedQR(), lxe.DampedSVD()), lxe.DampedSparse()
 SOLVERS = *DENSE, SPARSE
 OBLONG = ((5, 3),), ((3, 5),)
 _name = lambda x: type(x).__name__
-over_solvers = pytest.mark.parametrize("solver", SOLVERS, ids=_name)
+# What the sparse one does alone is in `test_damped_sparse.py`.
+over_solvers = pytest.mark.parametrize("solver", (*DENSE, slow(SPARSE)), ids=_name)
 # Those of one dense factorisation.
 over_dense_solvers = pytest.mark.parametrize("solver", DENSE, ids=_name)
 # The sparse one factorises AᴴA of either shape.
 over_solvers_and_shapes_in_turn = in_turn(
-    "solver, shape", DENSE, OBLONG, more=[(SPARSE, (5, 3))]
+    "solver, shape", DENSE, OBLONG, more=[slow(SPARSE, (5, 3))]
 )
 
 damping = 0.3
@@ -100,7 +101,10 @@ def value(matrix, b, damping, solver, scale=None):
     OBLONG,
     (np.float32, np.complex128),
     (False, True),
-    more=[(SPARSE, (5, 3), np.float32, True), (SPARSE, (3, 5), np.complex128, False)],
+    more=[
+        (SPARSE, (5, 3), np.float32, True),
+        slow(SPARSE, (3, 5), np.complex128, False),
+    ],
 )
 def test_path(solver, shape, dtype, scaled):
     """Many dampings of one factorisation."""
@@ -188,7 +192,7 @@ def test_zero_damping_singular(shape):
     DENSE,
     OBLONG,
     (np.float32, np.float64, np.complex128),
-    more=[(SPARSE, (5, 3), np.float32), (SPARSE, (3, 5), np.float64)],
+    more=[(SPARSE, (5, 3), np.float32), slow(SPARSE, (3, 5), np.float64)],
 )
 def test_huge_damping(solver, shape, dtype):
     damping = 1e38 if dtype == np.float32 else 1e300
@@ -253,7 +257,7 @@ def test_pytrees(solver, shape, make_operator):
     DENSE,
     OBLONG,
     ((damping, True), (0.0, False)),
-    more=[(SPARSE, (3, 5), damping, True)],
+    more=[slow(SPARSE, (3, 5), damping, True)],
 )
 def test_right_hand_sides(solver, shape, scaled, damping):
     """`B⁺ (b, c)` and `B⁺ b`, from every state that stands for B."""
@@ -284,7 +288,7 @@ def test_right_hand_sides(solver, shape, scaled, damping):
     "solver, shape",
     (*DENSE, lxe.QRMultiply(), lx.QR(), lx.SVD()),
     OBLONG,
-    more=[(SPARSE, (5, 3))],
+    more=[slow(SPARSE, (5, 3))],
 )
 def test_linear_solve_of_the_operator(solver, shape):
     matrix, scale = well_conditioned(shape, np.complex128), scale_of(shape, True)
@@ -626,7 +630,7 @@ def least_squares_derivatives(shape):
     DENSE,
     OBLONG,
     (jax.jacfwd, jax.jacrev),
-    more=[(SPARSE, (5, 3), jax.jacrev)],
+    more=[slow(SPARSE, (5, 3), jax.jacrev)],
 )
 def test_derivative_at_zero_damping(solver, shape, transform):
     """That of least squares."""
@@ -653,7 +657,7 @@ def test_derivative_in_zero_damping_is_an_error(solver, transform):
     "solver, shape",
     DENSE,
     [((200, 100),), ((100, 200),)],
-    more=[(SPARSE, (200, 100))],
+    more=[slow(SPARSE, (200, 100))],
 )
 def test_small_damping_of_a_rank_deficient_operator(solver, shape):
     """√λ is 1e-5 of a column here: a hundred rounding errors of float32."""

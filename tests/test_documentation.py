@@ -74,7 +74,14 @@ _READERS = {
     )
 }
 # They compile the longest, half a minute for gradients through diffrax.
-_LONG = ("gram", "many_small_problems", "sparse", "stiff_systems", "writing_your_own")
+_LONG = (
+    "gram",
+    "many_small_problems",
+    "sparse",
+    "sparse_fits",
+    "stiff_systems",
+    "writing_your_own",
+)
 _PAGES = [
     slow(path.stem) if path.stem in _LONG else path.stem
     for path in sorted((_root / "docs").glob("*.md"))
@@ -108,6 +115,7 @@ def test_every_public_name_is_on_one_page():
         assert inspect.getdoc(getattr(lxe, name)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", list(_documented()))
 def test_docstring(block):
     matrix = jnp.abs(jr.normal(jr.key(0), (5, 5))) * jnp.eye(5)

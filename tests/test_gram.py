@@ -394,7 +394,7 @@ def loss(x):
     (
         (of_operator, *FIELDS[0]),
         slow(of_chunks, *FIELDS[1]),
-        (of_chunks, *FIELDS[2]),
+        slow(of_chunks, *FIELDS[2]),
     ),
     ids=("real", "complex, in chunks", "real to complex, in chunks"),
 )

@@ -9,7 +9,7 @@ from helpers import (
     over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
-    over_square_solvers,
+    over_square_solvers_derived,
     pinv,
     pytree_function_operator,
     pytree_jacobian_operator,
@@ -88,7 +88,7 @@ def test_second_order(solver, tags, shape):
     assert_close(tt_out, expected, 1e-6)
 
 
-@over_square_solvers
+@over_square_solvers_derived
 def test_square(solver, make_operator):
     primals, tangents = problem((4, 4), np.complex128)
     fn = lambda a, b: solve(make_operator(a), b, solver)

@@ -124,7 +124,7 @@ over_callers_and_solvers = pytest.mark.parametrize(
             *row,
             solver,
             id=f"{name}-{solver_name}",
-            marks=() if name in FEW and i < 2 else pytest.mark.slow,
+            marks=() if name in FEW and i == 0 else pytest.mark.slow,
         )
         for name, row in CALLERS.items()
         for i, (solver_name, solver) in enumerate(SOLVERS.items())

@@ -529,7 +529,7 @@ def test_memory_untagged(jac):
         assert_close(x, y, 1e-13)
 
 
-@pytest.mark.parametrize("jac", (None, "bwd"))
+@pytest.mark.parametrize("jac", (slow(None), "bwd"))
 def test_memory_untagged_gradient(jac):
     # Without `jax.checkpoint` the backward pass keeps what every chunk computed.
     n = 8000

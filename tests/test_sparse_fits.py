@@ -148,7 +148,7 @@ def test_a_dense_row():
     assert abs(found - expected) <= 1e-9 * expected
 
 
-@pytest.mark.parametrize("jac", ("fwd", "bwd"))
+@pytest.mark.parametrize("jac", (slow("fwd"), "bwd"))
 def test_a_dense_row_of_an_operator(jac):
     n = 100
     at, data = jnp.linspace(-1, 1, n), jnp.zeros(n)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow
 
 from lineax_ext import Pattern
 from lineax_ext._factor import sparse
@@ -73,7 +74,7 @@ def check(matrix, symmetric=False, tolerance=1e-10, columns=1):
     return bool(sound)
 
 
-@pytest.mark.parametrize("dtype", (np.float64, np.complex128))
+@pytest.mark.parametrize("dtype", (slow(np.float64), np.complex128))
 def test_random(dtype):
     columns = 1 if dtype == np.complex128 else 3
     assert not check(random(60, 0, dtype), columns=columns)  # it was refined
@@ -189,7 +190,7 @@ def test_one_triangle():
     assert planned(full(n, n), True).operations == np.sum(1 + below + half)
 
 
-@pytest.mark.parametrize("symmetric", (False, True))
+@pytest.mark.parametrize("symmetric", (False, slow(True)))
 def test_several_a_step(symmetric):
     """Blocks of a border: four entries a step, fewer at the ends; many matrices too."""
     rng = np.random.default_rng(15)

@@ -7,7 +7,7 @@ import lineax as lx
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from helpers import assert_close, directional, normal
+from helpers import assert_close, directional, normal, slow
 
 import lineax_ext as lxe
 
@@ -52,7 +52,7 @@ CASES = {
 
 
 # A negative matrix is turned by its sign alone.
-@pytest.mark.parametrize("name", ("lu", "cholesky"))
+@pytest.mark.parametrize("name", ("lu", slow("cholesky")))
 def test_all_orientations_and_batches(name):
     """Transposed, conjugated, `vmap` of values and of vectors, in one program."""
     solver, values, tags = CASES[name]

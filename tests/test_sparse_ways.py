@@ -180,6 +180,7 @@ def test_each_way(kind, dtype):
     assert_close(x, expected, 1e-11)
 
 
+@pytest.mark.slow
 def test_uneven_lanes():
     # Fits of 2 to 8 steps, together and one by one.
     residuals = lambda u, data: (jnp.exp(u) - data, 2 * jnp.diff(u, 2))

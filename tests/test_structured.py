@@ -22,7 +22,7 @@ import lineax as lx
 import numpy as np
 import optimistix as optx
 import pytest
-from helpers import assert_close, directional, flatten, gradient
+from helpers import assert_close, directional, flatten, gradient, slow
 from operators import dense_path_fails
 
 import lineax_ext as lxe
@@ -243,6 +243,7 @@ def test_as_plain():
     _assert_as_plain(dfx.Kvaerno5(), _gradient)
 
 
+@pytest.mark.slow
 def test_half_solver():
     # Plain diffrax 0.7.2 cannot ask a `HalfSolver` for its root finder.
     solver = lxe.structured(dfx.HalfSolver(EULER))
@@ -378,6 +379,7 @@ def test_direct_adjoint():
     assert_close(slope, _slope(EULER, steps=4), 1e-8)
 
 
+@pytest.mark.slow
 def test_backsolve_adjoint():
     """An equation for y, its adjoint a and the gradient so far, with its own terms."""
     fn = ft.partial(_four_steps, lxe.structured(EULER), adjoint=dfx.BacksolveAdjoint())
@@ -602,7 +604,9 @@ def test_diffrax_hands_over_no_adjoint(method):
     )
 
 
-@pytest.mark.parametrize("method, term", ((dfx.Kvaerno3, None), (dfx.KenCarp3, SPLIT)))
+@pytest.mark.parametrize(
+    "method, term", (slow(dfx.Kvaerno3, None), (dfx.KenCarp3, SPLIT))
+)
 def test_traced_no_more_often_than_by_diffrax(method, term):
     """A vector field may take seconds to trace."""
 

@@ -11,7 +11,6 @@ from helpers import (
     over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
-    over_square_solvers,
     over_square_solvers_derived,
     pinv,
     pytree_function_operator,
@@ -123,7 +122,7 @@ def check_second_order(found, primals, direction):
         assert_close(out, expected, 1e-6)
 
 
-@over_square_solvers
+@over_square_solvers_derived
 def test_square(solver, make_operator):
     """With a state; without one, below."""
     a, b = problem((4, 4), np.complex128)

@@ -16,7 +16,6 @@ from helpers import (
     over_oblong_shapes,
     over_solvers,
     over_solvers_in_turn,
-    over_square_solvers,
     over_square_solvers_derived,
     pinv,
     pytree_jacobian_operator,
@@ -208,7 +207,7 @@ def test_factor_is_not_copied_by_linear_solve(solver, tags, transform, count):
 #
 
 
-@over_square_solvers
+@over_square_solvers_derived
 @pytest.mark.parametrize(
     "nesting",
     (nestings["columns"], slow(nestings["operators"]), nestings["vb"]),
