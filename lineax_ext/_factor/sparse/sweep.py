@@ -4,7 +4,7 @@ A solve reads every entry of the factors once, so that padding and launches are 
 that it can waste. The classes of the factorisation are many fronts of one size, from
 all over the tree, some at a time; here it is the tree's levels that count: near the
 leaves a level is one product of many small blocks, without a loop around it, which
-would copy the blocks, and keep them on one core. The levels above have few fronts, and
+would copy the blocks, and keep them on one core. The top has levels of few fronts, and
 several of them are one loop.
 """
 
