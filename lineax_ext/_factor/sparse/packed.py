@@ -12,14 +12,25 @@ from .symbolic import Symbolic
 
 
 class Blocks(NamedTuple):
-    """Of a front with the blocks A, B; C, D: A⁻¹, C A⁻¹ and A⁻¹ B.
+    """Of a front with the blocks A, B; C, D: A⁻¹, and C A⁻¹ under it, which are read
+    together; and A⁻¹ B.
 
-    `low` is `None` where it is the adjoint of `up`.
+    Of a Hermitian matrix C A⁻¹ is the adjoint of A⁻¹ B, and not there.
     """
 
-    inverse: Inexact[Array, "steps batch p p"]
-    low: Inexact[Array, "steps batch u p"] | None
+    columns: Inexact[Array, "steps batch p+u p"] | Inexact[Array, "steps batch p p"]
     up: Inexact[Array, "steps batch p u"]
+
+    @property
+    def inverse(self) -> Inexact[Array, "*batch p p"]:
+        return self.columns[..., : self.up.shape[-2], :]
+
+    @property
+    def low(self) -> Inexact[Array, "*batch u p"]:
+        p = self.up.shape[-2]
+        if self.columns.shape[-2] == p:
+            return jnp.conj(self.up.mT)
+        return self.columns[..., p:, :]
 
 
 class _Rows(NamedTuple):
@@ -37,12 +48,8 @@ def packed(symbolic: Symbolic, store: Inexact[Array, " store"]) -> tuple[Blocks,
     Rows are copied whole: as fast as a copy, where single entries took twice as long.
     """
     return tuple(
-        Blocks(
-            _taken(store, inverse),
-            None if low is None else _taken(store, low),
-            _taken(store, up),
-        )
-        for inverse, low, up in _plan(symbolic)
+        Blocks(_taken(store, columns), _taken(store, up))
+        for columns, up in _plan(symbolic)
     )
 
 
@@ -60,7 +67,7 @@ def _taken(store: Array, rows: _Rows) -> Array:
 
 
 @ft.lru_cache(maxsize=64)
-def _plan(symbolic: Symbolic) -> list[tuple[_Rows, _Rows | None, _Rows]]:
+def _plan(symbolic: Symbolic) -> list[tuple[_Rows, _Rows]]:
     fronts, schedule = symbolic.fronts, symbolic.schedule
     p, u = fronts.pivots, fronts.boundaries
     # Of each front: its place in its class, and the class.
@@ -84,13 +91,15 @@ def _plan(symbolic: Symbolic) -> list[tuple[_Rows, _Rows | None, _Rows]]:
         start = np.where(there, start, schedule.zeros)
         return _Rows(start.astype(np.int32), np.where(real, width, length), length)
 
+    def columns(g):
+        inverse = rows(g.members, "inverse", "p", "p", p, g.p, g.p)
+        if symbolic.symmetric:
+            return inverse
+        low = rows(g.members, "low", "u", "p", u, g.u, g.p)
+        start = np.concatenate([inverse.start, low.start], axis=2)
+        return _Rows(start, inverse.width, g.p)
+
     return [
-        (
-            rows(g.members, "inverse", "p", "p", p, g.p, g.p),
-            None
-            if symbolic.symmetric
-            else rows(g.members, "low", "u", "p", u, g.u, g.p),
-            rows(g.members, "up", "p", "u", p, g.p, g.u),
-        )
+        (columns(g), rows(g.members, "up", "p", "u", p, g.p, g.u))
         for g in symbolic.sweep.groups
     ]

@@ -94,8 +94,8 @@ def selected_inverse(
         size = batch * full * full
 
         def step(every, x, start=plan.starts[k], size=size):
-            s, place, base, (inverse, low, up) = x
-            low = jnp.conj(up.mT) if low is None else low
+            s, place, base, blocks = x
+            low, up = blocks.low, blocks.up
             i, j = place[:, :, None], place[:, None, :]
             there = (i >= 0) & (j >= 0)
             at = base[:, 0, None, None] + i * base[:, 1, None, None] + j
@@ -105,7 +105,9 @@ def selected_inverse(
             left = -matmul(z, low)
             out = jnp.concatenate(
                 [
-                    jnp.concatenate([inverse - matmul(right, low), right], axis=2),
+                    jnp.concatenate(
+                        [blocks.inverse - matmul(right, low), right], axis=2
+                    ),
                     jnp.concatenate([left, z], axis=2),
                 ],
                 axis=1,

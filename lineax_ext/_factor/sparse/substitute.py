@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Inexact
 
-from ..product import matmul
 from .numeric import Factors
 from .packed import Blocks
 from .sweep import Group
@@ -32,14 +31,19 @@ def substitute(
         row_scale, col_scale = col_scale, row_scale
     source, back = _slots(symbolic, transpose)
     b = b * row_scale[:, None].astype(b.dtype)
-    b = jnp.concatenate([b, jnp.zeros((1, b.shape[1]), b.dtype)])
+    shape = b.shape
+    if shape[1] == 1:
+        # With an axis of length one, XLA copies what goes into each product and what
+        # comes out, and takes four times as long to compile it.
+        b = b[:, 0]
+    b = jnp.concatenate([b, jnp.zeros_like(b[:1])])
     x = b.at[source].get(mode="promise_in_bounds")
     groups = list(zip(symbolic.sweep.groups, factors.blocks))
     for group, blocks in groups:
         x = _stepped(_ascend, group, blocks, x, transpose)
     for group, blocks in reversed(groups):
         x = _stepped(_descend, group, blocks, x, transpose)
-    x = x.at[back].get(mode="promise_in_bounds")
+    x = x.at[back].get(mode="promise_in_bounds").reshape(shape)
     return x * col_scale[:, None].astype(x.dtype)
 
 
@@ -68,8 +72,9 @@ def _stepped(sweep, group: Group, blocks: Blocks, x, transpose: bool):
         s, rows, blocks = given
         start = group.slot + s * batch * group.p
         own = lax.dynamic_slice_in_dim(x, start, batch * group.p)
-        own, x = sweep(blocks, own.reshape(batch, group.p, -1), rows, x, transpose)
-        own = own.reshape(batch * group.p, -1)
+        blocked = own.reshape(batch, group.p, *own.shape[1:])
+        blocked, x = sweep(blocks, blocked, rows, x, transpose)
+        own = blocked.reshape(own.shape)
         return lax.dynamic_update_slice_in_dim(x, own, start, 0), None
 
     rows = jnp.asarray(group.rows)
@@ -81,18 +86,31 @@ def _stepped(sweep, group: Group, blocks: Blocks, x, transpose: bool):
 
 def _ascend(blocks: Blocks, own, rows, x, transpose: bool):
     """A⁻¹ b, and C A⁻¹ b is taken from what comes later; or Uᵀ b, and b stays."""
-    panel = blocks.up.mT if transpose else _low(blocks)
-    x = x.at[rows].add(-matmul(panel, own), mode="promise_in_bounds")
-    return own if transpose else matmul(blocks.inverse, own), x
+    p = own.shape[1]
+    if transpose:
+        change = _times(blocks.up.mT, own)
+    elif blocks.columns.shape[1] == p:
+        change = _times(jnp.conj(blocks.up.mT), own)
+        own = _times(blocks.columns, own)
+    else:
+        both = _times(blocks.columns, own)
+        own, change = both[:, :p], both[:, p:]
+    return own, x.at[rows].add(-change, mode="promise_in_bounds")
 
 
 def _descend(blocks: Blocks, own, rows, x, transpose: bool):
     """b - U x of what comes later; or A⁻ᵀ b - (C A⁻¹)ᵀ x."""
     above = x.at[rows].get(mode="promise_in_bounds")
-    if transpose:
-        return matmul(blocks.inverse.mT, own) - matmul(_low(blocks).mT, above), x
-    return own - matmul(blocks.up, above), x
+    if not transpose:
+        return own - _times(blocks.up, above), x
+    if blocks.columns.shape[1] == own.shape[1]:
+        change = _times(jnp.conj(blocks.up), above)
+        return _times(blocks.columns.mT, own) - change, x
+    both = jnp.concatenate([own, -above], axis=1)
+    return _times(blocks.columns.mT, both), x
 
 
-def _low(blocks: Blocks):
-    return jnp.conj(blocks.up.mT) if blocks.low is None else blocks.low
+def _times(blocks: Inexact[Array, "batch m n"], x: Inexact[Array, "batch n ..."]):
+    return lax.dot_general(
+        blocks, x, (((2,), (1,)), ((0,), (0,))), precision=lax.Precision.HIGHEST
+    )

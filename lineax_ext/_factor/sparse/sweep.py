@@ -4,7 +4,7 @@ A solve reads every entry of the factors once, so that padding and launches are 
 that it can waste. The classes of the factorisation are many fronts of one size, from
 all over the tree, some at a time; here it is the tree's levels that count: near the
 leaves a level is one product of many small blocks, without a loop around it, which
-would copy the blocks, and keep them on one core. The levels above have few fronts, and
+would copy the blocks, and keep them on one core. The top has levels of few fronts, and
 several of them are one loop.
 """
 
@@ -41,10 +41,10 @@ class Sweep(NamedTuple):
 
 # Seconds, of both directions together, measured: a product alone, a step of a loop, and
 # an entry in either.
-_ALONE, _STEP = 16e-6, 12e-6
-_ENTRY_ALONE, _ENTRY_STEP = 2.2e-10, 5e-10
+_ALONE, _STEP = 10e-6, 12e-6
+_ENTRY_ALONE, _ENTRY_STEP = 3e-10, 8e-10
 _BATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16])
-_MOST = 6  # groups: each is compiled
+_MOST = 10  # groups: each is compiled
 _CUTS = 48  # places where a group may end
 
 

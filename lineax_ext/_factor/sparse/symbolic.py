@@ -60,7 +60,7 @@ class Symbolic:
             g.members.size * g.p * (g.p + panels * g.u) for g in self.sweep.groups
         )
         classes, groups = len(self.schedule.classes), len(self.sweep.groups)
-        self.kernels = 13 * classes + 5 * groups + 25
+        self.kernels = 13 * classes + 3 * groups + 25
 
     def __eq__(self, other):
         if not isinstance(other, Symbolic):
