@@ -15,7 +15,15 @@ from .gram_schmidt import (
     products_of,
 )
 from .householder import compact_wy, householder_qr, solve_upper
-from .looped_qr import add_rows, add_triangle, block, padded, triangle_of
+from .looped_qr import (
+    add_rows,
+    add_triangle,
+    block,
+    LoopedStackQR,
+    padded,
+    triangle_of,
+    triangle_on_triangle,
+)
 from .product import matmul
 
 
@@ -64,11 +72,23 @@ class TriangularStackQR(eqx.Module):
 
 
 def _block_size(n: int) -> int:
-    # Narrow panels waste least; past n = 700 the traffic of the trailing updates wants
-    # wider ones. Also bounds the number of panels, and so the compile time.
-    if n <= 700:
-        return 24 if n <= 350 else 48
-    return 16 * -(-n // 320)
+    # Narrow panels waste least, and each takes a tenth of a second to compile: one up
+    # to n = 50, two up to 100. Past n = 700 the traffic of the trailing updates wants
+    # wider ones.
+    if n <= 100:
+        return max(1, -(-n // -(-n // 50)))
+    return 40 if n <= 320 else 16 * max(3, -(-n // 320))
+
+
+def _is_looped(n: int) -> bool:
+    """Whether panels in a loop are as fast as such that are written out.
+
+    LAPACK's threads take over the larger panels, and wait for each other.
+    """
+    return n > _most_unrolled and jax.default_backend() == "cpu"
+
+
+_most_unrolled = 350
 
 
 # OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
@@ -157,7 +177,7 @@ def _stack_qr(
 @jax.jit
 def triangular_stack_qr(
     top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
-) -> TriangularStackQR:
+) -> TriangularStackQR | LoopedStackQR:
     """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
     2n³/3 flops, where a dense QR takes 10n³/3. Only the upper triangles are read.
@@ -172,6 +192,8 @@ def triangular_stack_qr(
     Analysis 1997 (1998).
     """
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
+    if _is_looped(top.shape[0]):
+        return triangle_on_triangle(rt, bt)
     rt, panels = _stack_qr(rt, bt, _block_size(top.shape[0]), triangular=True)
     return TriangularStackQR(rt, panels)
 
@@ -315,9 +337,9 @@ def solve_condensed(
         householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
-    if looped:
+    if looped or _is_looped(n):
         square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
-        rt = add_triangle(square(top), square(bottom), n)[:, :n]
+        rt = add_triangle(square(top), square(bottom), n)[0][:, :n]
     else:
         rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
