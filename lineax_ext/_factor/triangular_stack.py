@@ -76,7 +76,7 @@ def _block_size(n: int) -> int:
     # to n = 50, two up to 100. Past n = 700 the traffic of the trailing updates wants
     # wider ones.
     if n <= 100:
-        return max(1, -(-n // -(-n // 50)))
+        return max(n, 1) if n <= 50 else -(-n // 2)
     return 40 if n <= 320 else 16 * max(3, -(-n // 320))
 
 
