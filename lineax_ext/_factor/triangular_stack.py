@@ -1,5 +1,6 @@
 """QR of a triangle on top of another, or of rows."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -71,32 +72,37 @@ class TriangularStackQR(eqx.Module):
         return jnp.concatenate(out[::-1]), bottom
 
 
-def _block_size(n: int) -> int:
-    # Narrow panels waste least, and each takes a tenth of a second to compile: one up
-    # to n = 50, two up to 100. Past n = 700 the traffic of the trailing updates wants
-    # wider ones.
-    if n <= 100:
-        return max(n, 1) if n <= 50 else -(-n // 2)
-    return 40 if n <= 320 else 16 * max(3, -(-n // 320))
+# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
+# afterwards they spin on cores that XLA could use: whatever comes next takes up to
+# twice as long.
+def _largest_panel(dtype: Any) -> int:
+    return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
+
+
+def _block_size(n: int, dtype: Any) -> int:
+    """The width of a panel of [R₁; R₂], where panels are written out.
+
+    The widest that `_largest_panel` leaves to the last one: each panel takes a tenth
+    of a second to compile. (Narrow ones waste less: above 50 that shows.) On an
+    accelerator, past n = 350, what bounds their number.
+    """
+    if n > 350:
+        return 16 * max(3, -(-n // 320))
+    limit = _largest_panel(dtype)
+    widest = min(50, (math.isqrt(n * n + 4 * limit) - n) // 2)
+    return -(-n // -(-n // widest)) if n > 0 else 1
 
 
 def _is_looped(n: int) -> bool:
-    """Whether panels in a loop are as fast as such that are written out.
+    """Whether the panels of [R₁; R₂] are taken in a loop, of narrow ones.
 
-    LAPACK's threads take over the larger panels, and wait for each other.
+    It compiles in a third of a second. Past n = 350 it is as fast, for LAPACK's threads
+    would take over the panels that are written out.
     """
     return n > _most_unrolled and jax.default_backend() == "cpu"
 
 
 _most_unrolled = 350
-
-
-# OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
-# afterwards they spin on cores that XLA could use: whatever comes next takes up to
-# twice as long. (Panels of `_block_size` keep to it up to n = 317, and n = 146 if
-# complex.)
-def _largest_panel(dtype: Any) -> int:
-    return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
 
 
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
@@ -194,7 +200,9 @@ def triangular_stack_qr(
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
     if _is_looped(top.shape[0]):
         return triangle_on_triangle(rt, bt)
-    rt, panels = _stack_qr(rt, bt, _block_size(top.shape[0]), triangular=True)
+    rt, panels = _stack_qr(
+        rt, bt, _block_size(top.shape[0], top.dtype), triangular=True
+    )
     return TriangularStackQR(rt, panels)
 
 
@@ -341,7 +349,7 @@ def solve_condensed(
         square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
         rt = add_triangle(square(top), square(bottom), n)[0][:, :n]
     else:
-        rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
+        rt, _ = _stack_qr(top, bottom, _block_size(n, st.dtype), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
 
 
