@@ -121,9 +121,12 @@ def is_small(m: int, n: int) -> bool:
 
     A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
     [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
-    Of few columns a triangle is made without a call, and less is kept with it.
+    Of few columns a triangle is made without a call, and less is kept with it; of no
+    more than 2n rows it would only be more to compile.
     """
-    return _unrolled < n <= _dense and m <= max(8 * n, 64)
+    if n <= _unrolled:
+        return 0 < n and m <= 2 * n
+    return n <= _dense and m <= max(8 * n, 64)
 
 
 def is_long(m: int, n: int) -> bool:
