@@ -702,7 +702,7 @@ def factors(top, bottom, stack, looped):
     """Q̃, R̃ and Q̃ᴴ [R₁; R₂]."""
     n = len(top)
     if looped:
-        qr = triangle_on_triangle(jnp.triu(top).T, jnp.triu(bottom).T)
+        qr = triangle_on_triangle(jnp.triu(top).T, jnp.triu(bottom).T, 16, 2048)
     else:
         qr = triangular_stack_qr(top, bottom)
     columns = lambda fn, x: jnp.concatenate(jax.vmap(fn, 1, 1)(x[:n], x[n:]))

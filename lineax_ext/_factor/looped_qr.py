@@ -22,11 +22,13 @@ from .householder import compact_wy, householder_qr
 from .product import matmul
 
 
-# The fastest of 8, 16, 24 and 32.
+# The fastest of 8, 16, 24 and 32; and for triangles of more than 350 columns, which no
+# longer lie in the cache.
 block = 16
+wide_block = 32
 
 
-def padded(columns: Inexact[Array, "c m"]) -> Inexact[Array, "k m"]:
+def padded(columns: Inexact[Array, "c m"], block: int = block) -> Inexact[Array, "k m"]:
     missing = -columns.shape[0] % block
     return jnp.pad(columns, ((0, missing), (0, 0)))
 
@@ -40,10 +42,12 @@ def _put(x: Array, part: Array, at: tuple[Any, Any]) -> Array:
 
 
 def _lower(x: Array) -> Array:
-    return jnp.where(np.tri(block, dtype=bool), x, 0)
+    return jnp.where(np.tri(*x.shape, dtype=bool), x, 0)
 
 
-def _panels(first: Any, n: int, k: int, factorise: Callable, carry: Any) -> Any:
+def _panels(
+    first: Any, n: int, k: int, block: int, factorise: Callable, carry: Any
+) -> Any:
     """Those of n columns, from `first` on.
 
     `factorise(start, carry)` returns what finishes the panel, and what updates a block
@@ -83,17 +87,24 @@ def triangle_of(columns: Inexact[Array, "k m"], n: int) -> Inexact[Array, "k k"]
 
         return finish, update
 
-    return _panels(0, n, k, factorise, at)[:, :k]
+    return _panels(0, n, k, block, factorise, at)[:, :k]
 
 
 def add_rows(
     rt: Inexact[Array, "k k"], rows: Inexact[Array, "k e"], n: int
 ) -> Inexact[Array, "k k"]:
     """R̃ᵀ of [R; B] = Q [R̃; 0]."""
-    return _add_rows(rt, rows, n, 0, ())[0]
+    return _add_rows(rt, rows, n, block)[0]
 
 
-def _add_rows(rt: Array, rows: Array, n: int, first: Any, factors: tuple[Array, ...]):
+def _add_rows(
+    rt: Array,
+    rows: Array,
+    n: int,
+    block: int,
+    first: Any = 0,
+    factors: tuple[Array, ...] = (),
+):
     """For B without entries before panel `first`; and Q, put into `factors`.
 
     These are V₂ᵀ, k×e, and T, k×block, each panel at its rows; or none.
@@ -131,40 +142,39 @@ def _add_rows(rt: Array, rows: Array, n: int, first: Any, factors: tuple[Array, 
 
         return finish, update
 
-    rt, _, factors = _panels(first, n, rt.shape[0], factorise, (rt, rows, factors))
+    carry = rt, rows, factors
+    rt, _, factors = _panels(first, n, rt.shape[0], block, factorise, carry)
     return rt, factors
 
 
-def _chunks(k: int) -> tuple[int, int]:
-    """Into how many a triangle of k columns is cut, and of how many panels each."""
-    panels = k // block
-    chunk = -(-panels // -(-panels // _most_panels))
-    return -(-panels // chunk), chunk
-
-
 def add_triangle(
-    rt: Inexact[Array, "k k"], bt: Inexact[Array, "k k"], n: int, *, keep: bool = False
+    rt: Inexact[Array, "k k"],
+    bt: Inexact[Array, "k k"],
+    n: int,
+    block: int,
+    most: int,
+    *,
+    keep: bool = False,
 ) -> tuple[Inexact[Array, "k k"], tuple[Array, ...]]:
     """As `add_rows`, for B upper triangular, which spares up to half of the work.
 
-    And the factors of each chunk of rows, if `keep`.
+    And the factors of each chunk of rows, if `keep`. A panel has up to `most` entries.
     """
     k = rt.shape[0]
-    count, chunk = _chunks(k)
+    # Of as many panels. More spare less, fewer are more panels.
+    chunk = min(7, most // block**2 - 1)
+    chunk = -(-k // (-(-k // (block * chunk)) * block))
     size = chunk * block
+    count = -(-k // size)
     bt = jnp.pad(bt, ((0, 0), (0, count * size - k)))
 
     def add(rt, i):
         rows = lax.dynamic_slice_in_dim(bt, i * size, size, axis=1)
         widths = (size, block) if keep else ()
         factors = tuple(jnp.zeros((k, width), rt.dtype) for width in widths)
-        return _add_rows(rt, rows, n, i * chunk, factors)
+        return _add_rows(rt, rows, n, block, i * chunk, factors)
 
     return lax.scan(add, rt, jnp.arange(count))
-
-
-# Rows of a triangle taken at once, in panels. More spare less, fewer are more panels.
-_most_panels = 7
 
 
 class LoopedStackQR(eqx.Module):
@@ -183,6 +193,7 @@ class LoopedStackQR(eqx.Module):
     def _apply(self, top: Array, bottom: Array, *, adjoint: bool):
         n = top.size
         count, k, size = self.v2t.shape
+        block = self.t.shape[-1]
         panels, chunk = -(-n // block), size // block
         top = jnp.pad(top, (0, k - n))
         bottom = jnp.pad(bottom, (0, count * size - n)).reshape(count, size)
@@ -210,10 +221,10 @@ class LoopedStackQR(eqx.Module):
 
 
 def triangle_on_triangle(
-    rt: Inexact[Array, "n n"], bt: Inexact[Array, "n n"]
+    rt: Inexact[Array, "n n"], bt: Inexact[Array, "n n"], block: int, most: int
 ) -> LoopedStackQR:
-    """[R₁; R₂] = Q̃ [R̃; 0], of R₁ᵀ and R₂ᵀ."""
+    """[R₁; R₂] = Q̃ [R̃; 0], of R₁ᵀ and R₂ᵀ; the rest as for `add_triangle`."""
     n = rt.shape[0]
     fill = lambda x: jnp.pad(x, (0, -n % block))
-    rt, factors = add_triangle(fill(rt), fill(bt), n, keep=True)
+    rt, factors = add_triangle(fill(rt), fill(bt), n, block, most, keep=True)
     return LoopedStackQR(rt[:n, :n], *factors)

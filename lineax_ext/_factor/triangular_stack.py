@@ -24,6 +24,7 @@ from .looped_qr import (
     padded,
     triangle_of,
     triangle_on_triangle,
+    wide_block,
 )
 from .product import matmul
 
@@ -96,8 +97,8 @@ def _block_size(n: int, dtype: Any) -> int:
 def _is_looped(n: int) -> bool:
     """Whether the panels of [R₁; R₂] are taken in a loop, of narrow ones.
 
-    It compiles in a third of a second. Past n = 350 it is as fast, for LAPACK's threads
-    would take over the panels that are written out.
+    It compiles in a third of a second. Past n = 350 LAPACK's threads would take over
+    the panels that are written out.
     """
     return n > _most_unrolled and jax.default_backend() == "cpu"
 
@@ -202,7 +203,7 @@ def triangular_stack_qr(
     """
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
     if _is_looped(top.shape[0]):
-        return triangle_on_triangle(rt, bt)
+        return triangle_on_triangle(rt, bt, wide_block, _largest_panel(rt.dtype))
     rt, panels = _stack_qr(
         rt, bt, _block_size(top.shape[0], top.dtype), triangular=True
     )
@@ -349,8 +350,12 @@ def solve_condensed(
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
     if looped or _is_looped(n):
-        square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
-        rt = add_triangle(square(top), square(bottom), n)[0][:, :n]
+        width = wide_block if _is_looped(n) else block
+        fill = -(n + 1) % width + 1
+        square = lambda x: jnp.pad(padded(x, width), ((0, 0), (0, fill)))
+        most = _largest_panel(st.dtype)
+        rt, _ = add_triangle(square(top), square(bottom), n, width, most)
+        rt = rt[:, :n]
     else:
         rt, _ = _stack_qr(top, bottom, _block_size(n, st.dtype), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
