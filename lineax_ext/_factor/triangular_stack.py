@@ -1,5 +1,6 @@
 """QR of a triangle on top of another, or of rows."""
 
+import math
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +16,16 @@ from .gram_schmidt import (
     products_of,
 )
 from .householder import compact_wy, householder_qr, solve_upper
-from .looped_qr import add_rows, add_triangle, block, padded, triangle_of
+from .looped_qr import (
+    add_rows,
+    add_triangle,
+    block,
+    LoopedStackQR,
+    padded,
+    triangle_of,
+    triangle_on_triangle,
+    wide_block,
+)
 from .product import matmul
 
 
@@ -63,20 +73,37 @@ class TriangularStackQR(eqx.Module):
         return jnp.concatenate(out[::-1]), bottom
 
 
-def _block_size(n: int) -> int:
-    # Narrow panels waste least; past n = 700 the traffic of the trailing updates wants
-    # wider ones. Also bounds the number of panels, and so the compile time.
-    if n <= 700:
-        return 24 if n <= 350 else 48
-    return 16 * -(-n // 320)
-
-
 # OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
 # afterwards they spin on cores that XLA could use: whatever comes next takes up to
-# twice as long. (Panels of `_block_size` keep to it up to n = 317, and n = 146 if
-# complex.)
+# twice as long.
 def _largest_panel(dtype: Any) -> int:
     return 4096 if jnp.issubdtype(dtype, jnp.complexfloating) else 8192
+
+
+def _block_size(n: int, dtype: Any) -> int:
+    """The width of a panel of [R₁; R₂], where panels are written out.
+
+    The widest that `_largest_panel` leaves to the last one: each panel takes a tenth
+    of a second to compile. (Narrow ones waste less: above 50 that shows.) On an
+    accelerator, past n = 350, what bounds their number.
+    """
+    if n > 350:
+        return 16 * max(3, -(-n // 320))
+    limit = _largest_panel(dtype)
+    widest = min(50, (math.isqrt(n * n + 4 * limit) - n) // 2)
+    return -(-n // -(-n // widest)) if n > 0 else 1
+
+
+def _is_looped(n: int) -> bool:
+    """Whether the panels of [R₁; R₂] are taken in a loop, of narrow ones.
+
+    It compiles in a third of a second. Past n = 350 LAPACK's threads would take over
+    the panels that are written out.
+    """
+    return n > _most_unrolled and jax.default_backend() == "cpu"
+
+
+_most_unrolled = 350
 
 
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
@@ -95,9 +122,12 @@ def is_small(m: int, n: int) -> bool:
 
     A call of LAPACK takes as long as hundreds of rows of a narrow matrix. One QR of
     [A; √λ I] a step is then faster than one of A a point and one of [R; √λ I] a step.
-    Of few columns a triangle is made without a call, and less is kept with it.
+    Of few columns a triangle is made without a call, and less is kept with it; of no
+    more than 2n rows it would only be more to compile.
     """
-    return _unrolled < n <= _dense and m <= max(8 * n, 64)
+    if n <= _unrolled:
+        return 0 < n and m <= 2 * n
+    return n <= _dense and m <= max(8 * n, 64)
 
 
 def is_long(m: int, n: int) -> bool:
@@ -157,7 +187,7 @@ def _stack_qr(
 @jax.jit
 def triangular_stack_qr(
     top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
-) -> TriangularStackQR:
+) -> TriangularStackQR | LoopedStackQR:
     """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
     2n³/3 flops, where a dense QR takes 10n³/3. Only the upper triangles are read.
@@ -172,7 +202,11 @@ def triangular_stack_qr(
     Analysis 1997 (1998).
     """
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
-    rt, panels = _stack_qr(rt, bt, _block_size(top.shape[0]), triangular=True)
+    if _is_looped(top.shape[0]):
+        return triangle_on_triangle(rt, bt, wide_block, _largest_panel(rt.dtype))
+    rt, panels = _stack_qr(
+        rt, bt, _block_size(top.shape[0], top.dtype), triangular=True
+    )
     return TriangularStackQR(rt, panels)
 
 
@@ -315,11 +349,15 @@ def solve_condensed(
         householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
-    if looped:
-        square = lambda x: jnp.pad(padded(x), ((0, 0), (0, -(n + 1) % block + 1)))
-        rt = add_triangle(square(top), square(bottom), n)[:, :n]
+    if looped or _is_looped(n):
+        width = wide_block if _is_looped(n) else block
+        fill = -(n + 1) % width + 1
+        square = lambda x: jnp.pad(padded(x, width), ((0, 0), (0, fill)))
+        most = _largest_panel(st.dtype)
+        rt, _ = add_triangle(square(top), square(bottom), n, width, most)
+        rt = rt[:, :n]
     else:
-        rt, _ = _stack_qr(top, bottom, _block_size(n), triangular=True)
+        rt, _ = _stack_qr(top, bottom, _block_size(n, st.dtype), triangular=True)
     return solve_upper(rt[:n].T, rt[n])
 
 

@@ -233,11 +233,20 @@ def resolve_damping(
             "conjugate."
         )
     real = jnp.finfo(dtype).dtype
-    damping = lax.stop_gradient(check_damping(damping)).astype(real)
+    damping = check_damping(damping)
+    if scale is not None:
+        scale = check_scale(scale, thaw(orientation.in_structure))
+    return _without_tangents(damping, scale, real)
+
+
+@eqx.filter_jit
+def _without_tangents(
+    damping: Float[Array, ""], scale: PyTree[Array] | None, real: jnp.dtype
+) -> Damping:
+    damping = lax.stop_gradient(damping).astype(real)
     valid = (damping >= 0) & (damping < jnp.inf)
     flat = None
     if scale is not None:
-        scale = check_scale(scale, thaw(orientation.in_structure))
         flat = lax.stop_gradient(ravel(scale)).astype(real)
         valid &= jnp.all((flat > 0) & (flat < jnp.inf))
     # What could not be seen at trace time becomes a failed solve.

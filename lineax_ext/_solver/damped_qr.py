@@ -14,6 +14,7 @@ from .._factor.householder import (
     solve_lower_transposed,
     solve_upper,
 )
+from .._factor.looped_qr import LoopedStackQR
 from .._factor.rank import default_rcond, is_singular
 from .._factor.triangular_stack import (
     is_long,
@@ -50,7 +51,7 @@ class _DampedCore(eqx.Module):
     """
 
     damping: Damping
-    qr: TriangularStackQR
+    qr: TriangularStackQR | LoopedStackQR
     swapped: Bool[Array, ""]
 
     def order(self, upper: Array, lower: Array) -> tuple[Array, Array]:
@@ -178,10 +179,7 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
     ) -> DampedQRState:
         check_state(state, DampedQRState, self)
         new = resolve_damping(damping, scale, state.orientation, state.qr.dtype)
-        if state.wide:
-            old = None if state.core is None else state.core.damping
-            state = dataclasses.replace(state, qr=refactorise(state.qr, old, new))
-        return dataclasses.replace(_damp(state, new), stacked=True)
+        return _damp_anew(state, new)
 
     def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         m, n = operator.out_size(), operator.in_size()
@@ -228,6 +226,15 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
             )
         # B = [A; √λ D] has independent columns, save for a wide A at λ = 0.
         return False
+
+
+# Outside of anyone's `jit`, one operation after the other would be compiled.
+@eqx.filter_jit
+def _damp_anew(state: DampedQRState, damping: Damping) -> DampedQRState:
+    if state.wide:
+        old = None if state.core is None else state.core.damping
+        state = dataclasses.replace(state, qr=refactorise(state.qr, old, damping))
+    return dataclasses.replace(_damp(state, damping), stacked=True)
 
 
 def _damp(state: DampedQRState, damping: Damping) -> DampedQRState:
