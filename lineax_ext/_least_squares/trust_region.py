@@ -183,7 +183,9 @@ def _reductions(y, y_eval, f_info, f_eval_info, threshold) -> _Reductions:
     predicted = -_inner(j_step, _add(seen, j_step, 0.5))
     actual = 0.5 * _inner(_add(r, r_eval, -1), _add(r, r_eval))
     # Residuals that are differences of larger numbers have larger errors themselves.
-    noise = 5 * jnp.finfo(predicted.dtype).eps * _inner(r, r)
+    # Of ‖r‖², which is twice the loss.
+    loss = f_info.as_min().astype(predicted.dtype)
+    noise = 10 * jnp.finfo(predicted.dtype).eps * loss
     loud = 1000 * noise
     missed = (predicted <= loud) & (actual < threshold * predicted)
     settled = ((predicted <= noise) | missed) & (jnp.abs(actual) <= loud)
