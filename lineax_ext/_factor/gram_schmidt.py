@@ -6,8 +6,6 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .product import matmul
-
 
 def is_sequential(columns: Array) -> bool:
     """Whether XLA runs a program with arrays of this size one operation after the
@@ -70,7 +68,8 @@ def products_of(columns: Inexact[Array, "c k"]) -> list[Array]:
     out = []
     for _ in range(columns.shape[0] - 1):
         pivot, rest = columns[0], columns[1:]
-        products = matmul(columns, jnp.conj(pivot))
+        # Of so few numbers. A product of matrices needs a copy of the pivot.
+        products = jnp.sum(columns * jnp.conj(pivot)[None], axis=1)
         square = jnp.where(products[0] != 0, products[0], 1)
         columns = rest - (products[1:] / square)[:, None] * pivot[None]
         out.append(products)
