@@ -125,8 +125,9 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             st, c = (problem.st, problem.c) if jt is None else (jt, ravel(f))
             multiply = lambda x: matmul(x, st)  # with Jᵀ as it lies there
         jac = lx.FunctionLinearOperator(multiply, jax.eval_shape(lambda: flat_eval))
+        predicted: Any = flat_eval if linear is None else linear
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step, flat, flat_eval if linear is None else linear,
+            state.first_step, flat, predicted,
             Model(c, jac, loss, ravel(f)),
             Model(ravel(f_eval), jac, loss_eval, ravel(f_eval)), state.search_state,
         )  # fmt: skip
