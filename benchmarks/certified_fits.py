@@ -3,7 +3,7 @@
 The nonlinear regression problems of the NIST Statistical Reference Datasets, from their
 two official starting points, by
 
-- `lxe.LevenbergMarquardt` with `scale="jacobian"`;
+- `lxe.LevenbergMarquardt` with `scale="jacobian"`, and with `geodesic=True`, too;
 - `optx.LevenbergMarquardt`;
 - SciPy's `least_squares(method="lm", x_scale="jac")`, which is MINPACK.
 
@@ -68,10 +68,12 @@ def scipy_solve(problem: nist.Problem, method: str = "lm"):
 def sides(problem: nist.Problem) -> dict[str, Side]:
     theirs = optx.LevenbergMarquardt(1e-10, 1e-10)
     ours = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian")
+    bent = lxe.LevenbergMarquardt(1e-10, 1e-10, scale="jacobian", geodesic=True)
     return {
         "SciPy lm": Side(scipy_solve(problem), host=True, may_fail=True),
         "optimistix": Side(solve(problem, theirs), may_fail=True),
         "lineax_ext": Side(solve(problem, ours)),
+        "geodesic": Side(solve(problem, bent), may_fail=True),
     }
 
 

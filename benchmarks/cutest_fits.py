@@ -84,7 +84,7 @@ def cases(quick: bool) -> Iterator[Case]:
         }
         start = jnp.asarray(problem.starts[0])
         squares = jax.jit(lambda y, p=problem: jnp.sum(p.residual(y) ** 2))
-        for name in ("optimistix", "lineax_ext"):
+        for name in ("optimistix", "lineax_ext", "geodesic"):
             found, _ = jax.jit(by_name[name].fn)(start)  # pyright: ignore
             best = np.fmin(best, float(squares(found)))
 

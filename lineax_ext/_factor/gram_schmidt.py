@@ -6,7 +6,14 @@ import jax.lax as lax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact
 
-from .product import matmul
+
+def is_sequential(columns: Array) -> bool:
+    """Whether XLA runs a program with arrays of this size one operation after the
+    other: on a CPU, if none has more than 512 bytes. Otherwise it looks for what could
+    run at once, which takes a small operation's time again: 5.3 µs a step of a fit of
+    35×3 with all columns in one array, 2.7 with three.
+    """
+    return columns.size * columns.dtype.itemsize <= 512
 
 
 def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_plus_1"]:
@@ -25,8 +32,11 @@ def gram_schmidt(columns: Inexact[Array, "n_plus_1 m"]) -> Inexact[Array, "n n_p
     return _triangle(products_of(columns / sizes[:, None]), sizes)
 
 
-def gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
-    """As `gram_schmidt`: more operations, each of which reads its columns once."""
+def gram_schmidt_by_columns(columns: Inexact[Array, "n_plus_1 m"]):
+    """As `gram_schmidt`: more operations, each of which reads its columns once.
+
+    For a batch, and for what `is_sequential` only one column at a time.
+    """
     largest = _reduce([jnp.abs(x) for x in columns[:-1]], jnp.maximum)
     sizes = [jnp.where(x > 0, x, 1).astype(columns.dtype) for x in largest]
     sizes.append(jnp.ones_like(sizes[0]))
@@ -36,8 +46,10 @@ def gram_schmidt_of_lanes(columns: Inexact[Array, "n_plus_1 m"]):
         adjoint = jnp.conj(pivot)
         square, *others = _reduce([adjoint * x for x in (pivot, *rest)], jnp.add)
         products.append(jnp.stack([square, *others]))
-        square = jnp.where(square != 0, square, 1)
-        pivot, *rest = [x - (p / square) * pivot for x, p in zip(rest, others)]
+        # Of columns of size one: the inverse of less overflows, and is for nothing.
+        usable = jnp.real(square) > jnp.finfo(square.dtype).tiny
+        inverse = 1 / jnp.where(usable, square, 1)
+        pivot, *rest = [x - (p * inverse) * pivot for x, p in zip(rest, others)]
     return _triangle(products, jnp.stack(sizes))
 
 
@@ -56,7 +68,8 @@ def products_of(columns: Inexact[Array, "c k"]) -> list[Array]:
     out = []
     for _ in range(columns.shape[0] - 1):
         pivot, rest = columns[0], columns[1:]
-        products = matmul(columns, jnp.conj(pivot))
+        # Of so few numbers. A product of matrices needs a copy of the pivot.
+        products = jnp.sum(columns * jnp.conj(pivot)[None], axis=1)
         square = jnp.where(products[0] != 0, products[0], 1)
         columns = rest - (products[1:] / square)[:, None] * pivot[None]
         out.append(products)

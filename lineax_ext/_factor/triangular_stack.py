@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Inexact
 from .gram_schmidt import (
     back_substitution,
     gram_schmidt,
-    gram_schmidt_of_lanes,
+    gram_schmidt_by_columns,
+    is_sequential,
     products_of,
 )
 from .householder import compact_wy, householder_qr, solve_upper
@@ -365,7 +366,8 @@ def solve_condensed(
 def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
     """As `gram_schmidt`, of any length."""
     if columns.shape[1] <= _most_rows:
-        return gram_schmidt(columns)
+        by = gram_schmidt if is_sequential(columns) else gram_schmidt_by_columns
+        return by(columns)
     st, c = _by_householder(columns)
     return jnp.concatenate([st.T, c[:, None]], axis=1)
 
@@ -373,4 +375,4 @@ def _few_columns(columns: Inexact[Array, "n_plus_1 m"]):
 @_few_columns.def_vmap
 def _(axis_size, in_batched, columns):
     del axis_size, in_batched
-    return jax.vmap(gram_schmidt_of_lanes)(columns), True
+    return jax.vmap(gram_schmidt_by_columns)(columns), True

@@ -229,7 +229,13 @@ class AbstractFactorisedDescent(
         self, step_size: Scalar, state: _State[_Problem]
     ) -> tuple[_Y, optx.RESULTS]:
         step_size = jnp.where(state.ended, jnp.nan, step_size)
-        step = jnp.where(state.ended, 0, self._solve(step_size, state.problem))
+        return self._checked(
+            jnp.where(state.ended, 0, -self._solve(step_size, state.problem)), state
+        )
+
+    def _checked(
+        self, step: Inexact[Array, " n"], state: _State[_Problem]
+    ) -> tuple[_Y, optx.RESULTS]:
         # A nearly singular factor is no failure as long as it gives a step: the search
         # is the judge of that, and will damp more.
         # (Members of optimistix's enumeration: promoting lineax's is slow to trace.)
@@ -237,7 +243,7 @@ class AbstractFactorisedDescent(
         failure = results.where(state.finite, results.singular, results.nonfinite_input)
         finite = jnp.all(jnp.isfinite(step))
         result = results.where(finite, results.successful, failure)
-        return unravel(-step, thaw(state.structure)), result
+        return unravel(step, thaw(state.structure)), result
 
 
 #
@@ -245,7 +251,7 @@ class AbstractFactorisedDescent(
 #
 
 
-def _damping(step_size: Scalar, dtype: jnp.dtype) -> Scalar:
+def damping_of(step_size: Scalar, dtype: jnp.dtype) -> Scalar:
     """λ = 1/step_size, or the largest finite number; NaN as it is."""
     # As optimistix, where a step size below eps counts as 0.
     positive = ~(step_size <= jnp.finfo(step_size.dtype).eps)
@@ -295,7 +301,7 @@ class DampedNewtonDescent(AbstractFactorisedDescent[_Y, Any]):
 
     def _solve(self, step_size, problem):
         leaves = [x for x in jax.tree.leaves(problem) if eqx.is_inexact_array(x)]
-        return problem(_damping(step_size, jnp.finfo(leaves[0].dtype).dtype))
+        return problem(damping_of(step_size, jnp.finfo(leaves[0].dtype).dtype))
 
 
 #
@@ -349,4 +355,5 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
     def _solve(self, step_size, problem):
         newton = problem.newton().norm
         radius = newton * step_size.astype(newton.dtype)
-        return secular_solution(problem, radius, self.lambda_0, self.root_finder)
+        solve = secular_solution
+        return solve(problem, radius, self.lambda_0, self.root_finder)[0]

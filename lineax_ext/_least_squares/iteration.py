@@ -15,11 +15,12 @@ from jaxtyping import Array, Float, Inexact, PyTree
 from .._factor.product import matmul
 from .._factor.sparse.lanes import in_lanes_if
 from .._factor.triangular_stack import is_tiny
-from .._flat import ravel
+from .._flat import ravel, unravel
 from .._materialise import as_matrix
 from .._solver.damped_qr import TallPath
 from .._solver.damped_sparse import DampedSparse
 from .descent import AbstractFactorisedDescent
+from .geodesic import AbstractGeodesicDescent
 from .trust_region import Model
 
 
@@ -41,6 +42,8 @@ class _Kept(eqx.Module):
     residual: PyTree[Array]
     loss: Float[Array, ""]
     jt: Inexact[Array, "n m"] | None
+    # y + v of an accelerated step: where the linear model is asked, not y + v + a/2.
+    linear: Inexact[Array, " n"] | None
 
 
 class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
@@ -55,6 +58,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
     does so anyhow, as it runs both branches of a choice.
     """
 
+    geodesic: eqx.AbstractVar[bool]
+
     def _keeps(self, y: PyTree, f_info: Any, descent_state: Any) -> bool:
         dtypes = {x.dtype for x in jax.tree.leaves((y, f_info.residual))}
         if (
@@ -66,11 +71,17 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         if isinstance(descent_state.solver, DampedSparse):
             return True
         small = f_info.jac.out_size() * f_info.jac.in_size() <= _largest
-        return small and getattr(descent_state.solver, "rows", None) is None
+        whole = getattr(descent_state.solver, "rows", None) is None
+        return (small or self.geodesic) and whole
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
         if not self._keeps(y, state.f_info, state.descent_state):
+            if self.geodesic:
+                raise ValueError(
+                    "`geodesic=True` needs parameters and residuals of one dtype, on "
+                    'one device, and `options=dict(jac="fwd")`, which is the default.'
+                )
             return state
         f_info = state.f_info
         shape = f_info.jac.in_size(), f_info.jac.out_size()
@@ -84,7 +95,8 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         else:
             jt = jnp.zeros(shape, ravel(y).dtype)
         loss = f_info.as_min()
-        kept: Any = _Kept(f_info.residual, jnp.zeros_like(loss), jt)
+        linear = ravel(y) if self.geodesic else None
+        kept: Any = _Kept(f_info.residual, jnp.zeros_like(loss), jt, linear)
         return dataclasses.replace(state, f_info=kept)
 
     def step(self, fn, y, args, options, state, tags):
@@ -93,6 +105,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             state = eqx.tree_at(ended, state, state.terminate)
             return super().step(fn, y, args, options, state, tags)
         f, loss, jt = state.f_info.residual, state.f_info.loss, state.f_info.jt
+        linear = state.f_info.linear
         f_eval, columns, aux_eval = jax.linearize(
             lambda y: fn(y, args), state.y_eval, has_aux=True
         )
@@ -112,8 +125,10 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             st, c = (problem.st, problem.c) if jt is None else (jt, ravel(f))
             multiply = lambda x: matmul(x, st)  # with Jᵀ as it lies there
         jac = lx.FunctionLinearOperator(multiply, jax.eval_shape(lambda: flat_eval))
+        predicted: Any = flat_eval if linear is None else linear
         step_size, accept, search_result, search_state = self.search.step(
-            state.first_step, flat, flat_eval, Model(c, jac, loss, ravel(f)),
+            state.first_step, flat, predicted,
+            Model(c, jac, loss, ravel(f)),
             Model(ravel(f_eval), jac, loss_eval, ravel(f_eval)), state.search_state,
         )  # fmt: skip
         terminate = accept & self._settled(state.y_eval, f_eval, y, f)
@@ -178,7 +193,20 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         last_aux = jax.tree.map(
             lambda x, last: jnp.where(state.first_step, x, last), aux, state.aux
         )
-        descent, descent_result = self.descent.step(step_size, descent_state)
+        if linear is None:
+            descent, descent_result = self.descent.step(step_size, descent_state)
+        else:
+            assert isinstance(self.descent, AbstractGeodesicDescent)
+            if sparse:
+                adjoint = descent_state.problem.adjoint
+            else:
+                assert jt is not None
+                adjoint = ft.partial(matmul, jnp.conj(jt))
+            curvature = lambda v: adjoint(_second_derivative(fn, y, args, v))
+            v, descent, descent_result = self.descent.accelerated(
+                step_size, descent_state, curvature
+            )
+            linear = ravel(y) + v
         results: Any = optx.RESULTS
         successful = search_result == results.successful
         state = dataclasses.replace(
@@ -186,7 +214,7 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
             first_step=jnp.array(False),
             y_eval=jax.tree.map(jnp.add, y, descent),
             search_state=search_state,
-            f_info=_Kept(f, new_loss, jt),
+            f_info=_Kept(f, new_loss, jt, linear),
             aux=aux,
             descent_state=descent_state,
             terminate=terminate,
@@ -208,6 +236,13 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         changes = (jax.tree.map(ratio, y, last_y), jax.tree.map(ratio, f, last_f))
         settled_y, settled_f = (self.norm(change) < 1 for change in changes)
         return settled_y & settled_f
+
+
+def _second_derivative(fn: Any, y: PyTree, args: PyTree, v: Inexact[Array, " n"]):
+    """That of the residuals at y along v; flat."""
+    tangent = unravel(v, jax.eval_shape(lambda: y))
+    first = lambda y: jax.jvp(lambda y: fn(y, args)[0], (y,), (tangent,))[1]
+    return ravel(jax.jvp(first, (y,), (tangent,))[1])
 
 
 def _info(f: PyTree[Array], jac: lx.AbstractLinearOperator):

@@ -16,8 +16,8 @@ def secular_solution(
     *,
     rtol: float = 1e-2,
     max_steps: int = 32,
-) -> Inexact[Array, " n"]:
-    """p(λ), the solution of `problem`, for the λ ≥ 0 for which ‖p(λ)‖ = Δ, to `rtol`.
+) -> tuple[Inexact[Array, " n"], Float[Array, ""]]:
+    """p(λ), the solution of `problem`, and the λ ≥ 0 with ‖p(λ)‖ = Δ, to `rtol`.
 
     Newton's method for 1/Δ − 1/‖p(λ)‖, nearly linear in λ, within bounds that close in
     on λ. It converges from any start, in two or three steps as a rule. λ = 0 if p(0) is
@@ -50,7 +50,8 @@ def secular_solution(
             throw=False,
         ).value
         damped, *_ = problem.evaluate(damping)
-        return problem.solution(jnp.where(needed, damped, newton))
+        damping = jnp.where(needed, damping, least)
+        return problem.solution(jnp.where(needed, damped, newton)), damping
 
     first = jnp.where(needed, (radius - norm) / jnp.where(needed, slope, 1), 0)
     lower = least + first
@@ -62,16 +63,17 @@ def secular_solution(
         return jnp.where((damping > lower) & (damping < upper), damping, fallback)
 
     def refine(carry):
-        damping, lower, upper, _, done, count = carry
+        damping, lower, upper, _, _, done, count = carry
         # Under `vmap`, one that has been found is not looked for again.
         asked = jnp.where(done, jnp.nan, damping)
-        x, norm, slope, _ = problem.evaluate(asked)
+        x, norm, slope, used = problem.evaluate(asked)
         excess = norm - radius
         lower = jnp.maximum(lower, damping - excess / slope)
         upper = jnp.where(excess < 0, damping, upper)
         new = damping - (norm / safe_radius) * (excess / slope)
         done = ~(jnp.abs(excess) > rtol * radius) | (upper <= (1 + rtol) * lower)
-        return inside(new, lower, upper), lower, upper, x, done, count + 1
+        new = inside(new, lower, upper)
+        return new, lower, upper, x, used, done, count + 1
 
     def unfinished(carry):
         *_, done, count = carry
@@ -80,6 +82,6 @@ def secular_solution(
     if initial is None:
         initial = least + (norm / safe_radius) * first
     start = inside(jnp.asarray(initial, dtype), lower, upper)
-    carry = start, lower, upper, newton, ~needed, jnp.array(0)
-    *_, x, _, _ = lax.while_loop(unfinished, refine, carry)
-    return problem.solution(x)
+    carry = start, lower, upper, newton, least, ~needed, jnp.array(0)
+    *_, x, used, _, _ = lax.while_loop(unfinished, refine, carry)
+    return problem.solution(x), used

@@ -13,7 +13,8 @@ from .._factor.sparse_normal import column_norms
 from .._operator.sparse import SparseMatrixLinearOperator
 from .._solver.damped import AbstractDampedSolver, Secular
 from .._solver.damped_qr import DampedQR
-from .descent import AbstractFactorisedDescent, as_operator
+from .descent import as_operator
+from .geodesic import AbstractGeodesicDescent
 from .secular import secular_solution
 
 
@@ -57,8 +58,12 @@ class _Problem(eqx.Module):
         spectrum: Any = self.spectrum
         return spectrum.multiply(self.scale.astype(x.dtype) * x)
 
+    def adjoint(self, x: Inexact[Array, " m"]) -> Inexact[Array, " n"]:
+        spectrum: Any = self.spectrum
+        return spectrum.adjoint(x) * self.scale.astype(x.dtype)
 
-class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
+
+class ScaledTrustRegionDescent(AbstractGeodesicDescent[_Y, _Problem]):
     """The damped Newton descent in a trust region that is scaled by the Jacobian.
 
     With m residuals r and their Jacobian J in n parameters y, a step is
@@ -111,10 +116,12 @@ class ScaledTrustRegionDescent(AbstractFactorisedDescent[_Y, _Problem]):
         unit = jnp.where(begun, jnp.minimum(last, 5 * newton), first)
         return _Problem(spectrum, scale, unit, y, jnp.array(True))
 
-    def _solve(self, step_size, problem):
+    def _units(self, problem):
+        return problem.spectrum, problem.scale
+
+    def _damped(self, step_size, problem):
         radius = step_size.astype(problem.unit.dtype) * problem.unit
-        z = secular_solution(problem.spectrum, radius)
-        return z / problem.scale.astype(z.dtype)
+        return secular_solution(problem.spectrum, radius)
 
 
 def _length(z: Inexact[Array, " n"], scale: Float[Array, " n"] | None = None):
@@ -176,7 +183,9 @@ def _reductions(y, y_eval, f_info, f_eval_info, threshold) -> _Reductions:
     predicted = -_inner(j_step, _add(seen, j_step, 0.5))
     actual = 0.5 * _inner(_add(r, r_eval, -1), _add(r, r_eval))
     # Residuals that are differences of larger numbers have larger errors themselves.
-    noise = 5 * jnp.finfo(predicted.dtype).eps * _inner(r, r)
+    # Of ‖r‖², which is twice the loss.
+    loss = f_info.as_min().astype(predicted.dtype)
+    noise = 10 * jnp.finfo(predicted.dtype).eps * loss
     loud = 1000 * noise
     missed = (predicted <= loud) & (actual < threshold * predicted)
     settled = ((predicted <= noise) | missed) & (jnp.abs(actual) <= loud)

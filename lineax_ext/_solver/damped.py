@@ -156,6 +156,12 @@ class Secular(Protocol):
         """‖Aᴴ b‖"""
         ...
 
+    def again(
+        self, damping: Float[Array, ""], gradient: Inexact[Array, " n"]
+    ) -> Inexact[Array, " n"]:
+        """(AᴴA + λ)⁻¹ g, for a g in the range of Aᴴ."""
+        ...
+
 
 class Spectrum(NamedTuple):
     """A = U Σ Vᴴ, with Uᴴ b in place of U."""
@@ -186,6 +192,16 @@ class Spectrum(NamedTuple):
     def gradient(self) -> Float[Array, ""]:
         squared = jnp.abs(self.coefficients) ** 2
         return jnp.sqrt(jnp.sum(jnp.where(self.sigma > 0, self.sigma**2 * squared, 0)))
+
+    def again(
+        self, damping: Float[Array, ""], gradient: Inexact[Array, " n"]
+    ) -> Inexact[Array, " n"]:
+        """V (Σ² + λ)⁻¹ Vᴴ g"""
+        positive = self.sigma > 0
+        safe = jnp.where(positive, self.sigma, 1)
+        by = jnp.where(positive, 1 / (safe + damping / safe) / safe, 0)
+        coefficients = matmul(jnp.conj(self.basis.T), gradient)
+        return matmul(self.basis, by.astype(gradient.dtype) * coefficients)
 
 
 def unwrap(

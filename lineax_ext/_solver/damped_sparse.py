@@ -358,6 +358,24 @@ class _Secular(eqx.Module):
         return self.normal.multiply(x)
 
     def gradient(self) -> Float[Array, ""]:
+        return jnp.linalg.norm(self.adjoint(self.vector))
+
+    def adjoint(self, vector: Inexact[Array, " m"]) -> Inexact[Array, " n"]:
         pattern, values = self.normal.pattern, jnp.conj(self.normal.values)
-        g = sparse_product(values, pattern, self.vector, transposed=True)
-        return jnp.linalg.norm(g * self.normal.norms.astype(g.dtype))
+        g = sparse_product(values, pattern, vector, transposed=True)
+        return g * self.normal.norms.astype(g.dtype)
+
+    def again(
+        self, damping: Float[Array, ""], gradient: Inexact[Array, " n"]
+    ) -> Inexact[Array, " n"]:
+        return in_lanes(_again)(self.normal, gradient, damping)
+
+
+def _again(
+    normal: Normal, gradient: Inexact[Array, " n"], damping: Float[Array, ""]
+) -> Inexact[Array, " n"]:
+    made = factorise(normal, jnp.sqrt(damping), None)
+    lengths = made.lengths.astype(gradient.dtype)
+    unless = jnp.isnan(damping)
+    z, *_ = solve(made, None, gradient / lengths, unless=unless, corrected=False)
+    return z / lengths
