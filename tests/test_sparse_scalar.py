@@ -224,9 +224,10 @@ def test_which_way(monkeypatch):
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
     ends = np.random.default_rng(17).integers(0, 1000, (2, 4000))
     scattered = np.append(ends, np.tile(np.arange(1000), (2, 1)), axis=1)
-    # Of little, most of which fills in: more than twelve million operations.
+    # Most of it fills in.
     assert scalar.list_of(Pattern(*scattered, (1000, 1000))) is None
-    many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
+    every = np.arange(250_001)
+    many = Pattern(every, every, (250_001, 250_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     sparse.plan.cache_clear()
