@@ -209,7 +209,7 @@ def test_several_a_step(symmetric, dtype):
     pattern, values = apart(matrix)
     plan = planned(pattern, symmetric)
     assert plan.width == 4 and planned(apart(tree(50, 14))[0]).width == 1
-    b = rng.normal(size=(n, 1)).astype(dtype)
+    b = jnp.asarray(rng.normal(size=(n, 1)).astype(dtype))
     scales = np.arange(1.0, 6).astype(dtype)
     x, good = jax.jit(
         jax.vmap(lambda s: sparse.solve(plan, sparse.factor(plan, s * values), b))
@@ -223,9 +223,9 @@ def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
     ends = np.random.default_rng(17).integers(0, 1000, (2, 4000))
-    scattered = np.append(ends, np.tile(np.arange(1000), (2, 1)), axis=1)
+    rows, cols = np.append(ends, np.tile(np.arange(1000), (2, 1)), axis=1)
     # Most of it fills in.
-    assert scalar.list_of(Pattern(*scattered, (1000, 1000))) is None
+    assert scalar.list_of(Pattern(rows, cols, (1000, 1000))) is None
     every = np.arange(250_001)
     many = Pattern(every, every, (250_001, 250_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
