@@ -190,23 +190,35 @@ def test_one_triangle():
     assert planned(full(n, n), True).operations == np.sum(1 + below + half)
 
 
-@pytest.mark.parametrize("symmetric", (False, slow(True)))
-def test_several_a_step(symmetric):
-    """Blocks of a border: four entries a step, fewer at the ends; many matrices too."""
+@pytest.mark.parametrize(
+    "symmetric, dtype",
+    (
+        (False, np.complex128),
+        slow(False, np.float64),
+        slow(True, np.complex128),
+        (True, np.float64),
+    ),
+)
+def test_several_a_step(symmetric, dtype):
+    """Blocks of a border: columns that are eliminated with several others, some entries
+    a step, fewer at the ends; and many matrices."""
     rng = np.random.default_rng(15)
     n, border = 42, 12
-    matrix = np.zeros((n, n), complex)
+    matrix = np.zeros((n, n), dtype)
     for start in range(0, n - border, 10):
         block = np.append(np.arange(start, start + 10), np.arange(n - border, n))
         entries = rng.normal(size=(2, len(block), len(block)))
-        matrix[np.ix_(block, block)] += entries[0] + 1j * entries[1]
+        entries = entries[0] + 1j * entries[1]
+        real = not np.iscomplexobj(matrix)
+        matrix[np.ix_(block, block)] += entries.real if real else entries
     matrix = matrix + matrix.conj().T if symmetric else matrix
     matrix += 100 * np.eye(n)
     assert check(matrix, symmetric)
     pattern, values = apart(matrix)
     plan = planned(pattern, symmetric)
     assert plan.width == 4 and planned(apart(tree(50, 14))[0]).width == 1
-    b, scales = rng.normal(size=(n, 1)) + 0j, np.arange(1.0, 6) + 0j
+    b = jnp.asarray(rng.normal(size=(n, 1)).astype(dtype))
+    scales = np.arange(1.0, 6).astype(dtype)
     x, good = jax.jit(
         jax.vmap(lambda s: sparse.solve(plan, sparse.factor(plan, s * values), b))
     )(jnp.asarray(scales))
@@ -218,8 +230,12 @@ def test_several_a_step(symmetric):
 def test_which_way(monkeypatch):
     """Little that fills in, on a CPU; all else by fronts."""
     assert isinstance(sparse.plan(apart(tree(100, 13))[0]), scalar.Scalar)
-    assert scalar.list_of(full(220, 220)) is None  # of three million operations
-    many = Pattern(np.arange(100_001), np.arange(100_001), (100_001, 100_001))
+    ends = np.random.default_rng(17).integers(0, 1000, (2, 4000))
+    rows, cols = np.append(ends, np.tile(np.arange(1000), (2, 1)), axis=1)
+    # Most of it fills in.
+    assert scalar.list_of(Pattern(rows, cols, (1000, 1000))) is None
+    every = np.arange(250_001)
+    many = Pattern(every, every, (250_001, 250_001))
     assert scalar.list_of(many) is None  # of more entries than stay in a cache
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     sparse.plan.cache_clear()

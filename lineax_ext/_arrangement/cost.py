@@ -84,14 +84,14 @@ def multifrontal_at_least(n: int) -> Cost:
 
 
 def entry_by_entry(plan: Scalar) -> Cost:
-    """Loops of that many steps, and what is around them: scales, sizes.
+    """A loop of so many steps, and what is around it: scales, sizes.
 
-    CPU time in ms, a tree of 10,000, a circuit of 5000: 1.1, 2.6 (predicted 1.2, 2.9),
-    and 0.10, 0.20 (0.14, 0.29). With four entries a step, and others beside it, grids
-    of 32×32 with 2 species, 60×60, 80×80: 3.3, 4.3, 9.4 (3.7, 4.2, 9.9).
+    CPU time in ms, factorisations of a tree of 10,000, a circuit of 5000, grids of
+    32×32 with 2 species, 60×60, 100×100, on a busy machine: 1.3, 2.9, 2.8, 3.4, 13.1
+    (predicted 1.1, 1.8, 2.4, 2.7, 12.3).
     """
-    step, entry = (0.0035, 0.004) if plan.width == 1 else (0.0055, 0.002)
-    work = step * len(plan.steps.places) / 2 + 0.03 * len(plan.pattern)
+    entry = 0.004 if plan.width == 1 else 0.002
+    work = 0.006 * plan.steps + 0.03 * len(plan.pattern) + 0.003 * plan.fill
     return Cost(40 * _COMPILED + work, 20 + entry * plan.fill)
 
 

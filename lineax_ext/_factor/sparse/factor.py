@@ -47,5 +47,5 @@ def factor(
 @ft.lru_cache(maxsize=128)
 def _apply(symbolic: Symbolic | Scalar):
     if isinstance(symbolic, Scalar):
-        return in_lanes(ft.partial(factor_entries, symbolic), abreast=True)
+        return in_lanes(ft.partial(factor_entries, symbolic))
     return in_lanes(ft.partial(factor_fronts, symbolic))

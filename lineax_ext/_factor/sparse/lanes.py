@@ -1,6 +1,5 @@
 """Many matrices of one pattern."""
 
-import functools as ft
 from collections.abc import Callable
 from typing import Any
 
@@ -13,16 +12,14 @@ from jax.core import Tracer
 from ..constant import constant
 
 
-_BYTES = 32  # a register: of what is wider, a step is not compiled into its loop
-
-
-def in_lanes(fn: Callable[..., Any], abreast: bool = False) -> Callable[..., Any]:
-    """`fn`, of which `jax.vmap` on a CPU does one matrix after the other; if `abreast`,
-    as many at a time as there are numbers in a register.
+def in_lanes(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """`fn`, of which `jax.vmap` on a CPU does one matrix after the other.
 
     The fronts of several do not stay in its caches: 32 matrices of 2048 unknowns took
-    2.5 times as long all at once. Where there are more devices than one, they may be
-    spread over them, and a loop would bring them together.
+    2.5 times as long all at once. Entry by entry, four of them in a step took half as
+    long again as one after the other, with eight entries in a step. Where there are
+    more devices than one, they may be spread over them, and a loop would bring them
+    together.
 
     Its first argument is the matrix: all at once, if that is one and the same.
     """
@@ -34,7 +31,7 @@ def in_lanes(fn: Callable[..., Any], abreast: bool = False) -> Callable[..., Any
         given = [x for x, is_known in zip(program.consts, known) if not is_known]
         own = [x if is_known else None for x, is_known in zip(program.consts, known)]
         structure = jax.tree_util.tree_structure(out)
-        return _by_arguments(program.jaxpr, own, structure, abreast)(given, *args)
+        return _by_arguments(program.jaxpr, own, structure)(given, *args)
 
     return apply
 
@@ -53,7 +50,7 @@ def in_lanes_if(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _by_arguments(
-    program: jex.Jaxpr, own: list[Any], structure: Any, abreast: bool
+    program: jex.Jaxpr, own: list[Any], structure: Any
 ) -> Callable[..., Any]:
     """Of a program, whose constants are arguments unless they are `own`: `vmap` of a
     `lax.cond` batches those of its branches as well, and a `custom_vmap` with constants
@@ -91,49 +88,8 @@ def _by_arguments(
         if jax.device_count("cpu") > 1:
             out = together(*args)
         else:
-            leaves = jax.tree_util.tree_leaves(args)
-            size = max(x.dtype.itemsize for x in leaves)
-            width = min(axis_size, _BYTES // size) if abreast else 1
-            if width > 1:
-                in_turn = ft.partial(_in_chunks, in_lanes(together), width)
-            else:
-                in_turn = lambda *args: lax.map(lambda x: apply(constants, *x), args)
+            in_turn = lambda *args: lax.map(lambda x: apply(constants, *x), args)
             out = lax.platform_dependent(*args, cpu=in_turn, default=together)
         return out, jax.tree_util.tree_map(lambda _: True, out)
-
-    return apply
-
-
-def _in_chunks(fn: Callable[..., Any], width: int, *args: Any) -> Any:
-    """`fn` of `width` at a time; in the last chunk are the first again, to fill it."""
-    number = len(jax.tree_util.tree_leaves(args)[0])
-    chunks = -(-number // width)
-
-    def split(x):
-        x = jnp.concatenate([x, x[: chunks * width - number]])
-        return x.reshape(chunks, width, *x.shape[1:])
-
-    out = lax.map(lambda x: fn(*x), jax.tree_util.tree_map(split, args))
-    join = lambda x: x.reshape(chunks * width, *x.shape[2:])[:number]
-    return jax.tree_util.tree_map(join, out)
-
-
-def lanes_last(fn: Callable[[Any, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
-    """`fn(index, x)` of a vector x, where `fn` takes one or more of them, as columns.
-
-    `jax.vmap` over x makes columns: a step of a loop is then one instruction for
-    several vectors, whose entries are next to each other.
-    """
-
-    @jax.custom_batching.custom_vmap
-    def apply(index, x):
-        return fn(index, x[:, None])[:, 0]
-
-    @apply.def_vmap
-    def _(axis_size, in_batched, index, x):
-        del axis_size
-        assert in_batched[1] and not any(jax.tree_util.tree_leaves(in_batched[0]))
-        index = jax.tree_util.tree_map(jnp.asarray, index)  # NumPy's, if constant
-        return fn(index, x.T).T, True
 
     return apply

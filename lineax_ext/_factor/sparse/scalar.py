@@ -3,24 +3,25 @@
 A front of a tree, or of a circuit, has one pivot and a neighbour or two. As a dense
 matrix it is mostly padding, and a kernel for each of them takes longer than its
 arithmetic. Here a factorisation is a list of operations a ← a − b c on an array of
-entries, and one loop goes through it: some 3 ns each on a CPU, 6 for four matrices at
-once or for four entries that stand next to each other, and two kernels to compile.
+entries, and one loop goes through it: some 5 ns on a CPU for eight of them, on entries
+that stand next to each other, and few kernels to compile.
 """
 
 import functools as ft
 from collections.abc import Callable
 
 import equinox as eqx
-import jax
 import jax.lax as lax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._structure.pattern import Pattern
-from .lanes import lanes_last
-from .runs import eliminations, Steps, sweep
+from ..constant import constant
+from .elimination import BEYOND, eliminated
+from .runs import sweep
 from .scaling import equilibrated
+from .supernodes import changes, supernodes
 
 
 # No index is negative: looking took a fifth of the time.
@@ -44,14 +45,15 @@ class Scalar:
 
     Row `row_order[i]` and column `col_order[i]` of the matrix are row and column i of
     the one that is factorised. Entry k below its diagonal is in the row `rows[k]` and
-    column `cols[k]`, those of column j from `starts[j]` on, and the k-th above it the
-    other way round, for the pattern of the factors is symmetric. In the array are first
-    the diagonal, then those below, and those above. Of a Hermitian matrix A = L D Lᴴ
-    the places below are for L, and those above have the column of A that it is made
-    of.
+    column `cols[k]`, and the k-th above it the other way round, for the pattern of the
+    factors is symmetric.
 
-    The entries `kept` of the pattern go to `places`. `steps` and `sweep`: those of a
-    factorisation, of `operations`, and of a substitution, of up to `width` entries.
+    The entries `kept` of the pattern go to `places`, of the array that is eliminated
+    by `supernodes`: it has two rows, one for entries below the diagonal and one for
+    those above and on it; or one, those on it and below, of a Hermitian matrix.
+
+    `steps`: how many a factorisation has. `sweep`: those of a substitution, of up to
+    `width` entries.
     """
 
     def __init__(self, pattern: Pattern, symmetric: bool, matched, order, rows, cols):
@@ -59,45 +61,24 @@ class Scalar:
         self.pattern, self.symmetric = pattern, symmetric
         self.row_order, self.col_order = matched[order], order
         self.rows, self.cols = rows.astype(np.int32), cols.astype(np.int32)
-        count = len(rows)
-        self.fill = n + 2 * count
-        lower, upper = n, n + count
-        key = cols * n + rows
-
-        def place(i, j):
-            k = np.searchsorted(key, np.minimum(i, j) * n + np.maximum(i, j))
-            off = np.where((i > j) & (not symmetric), lower, upper) + k
-            return np.where(i == j, i, off)
+        self.fill = n + 2 * len(rows)
+        self.operations = _operations(n, symmetric, cols)
+        self.supernodes = supernodes(n, rows, cols)
+        self.halves = 1 if symmetric else 2
+        self.steps = changes(self.supernodes, 8 // self.halves)
 
         row_place, col_place = np.empty(n, np.int64), np.empty(n, np.int64)
         row_place[self.row_order] = col_place[order] = np.arange(n)
         i, j = row_place[pattern.rows], col_place[pattern.cols]
         self.kept = np.flatnonzero(i >= j) if symmetric else np.arange(len(i))
-        self.places = place(i, j)[self.kept].astype(np.int32)
-
-        # Of those above a pivot's row, from entry i and what is to its right the k-th
-        # below the pivot times what is above k; of those left of its column likewise.
-        size = np.bincount(cols, minlength=n)
-        start = np.cumsum(size) - size
-        pairs = size**2
-        column = np.repeat(np.arange(n), pairs)
-        number = np.arange(len(column)) - np.repeat(np.cumsum(pairs) - pairs, pairs)
-        k = start[column] + number // size[column]
-        i = start[column] + number % size[column]
-        right, below = i >= k, (i > k) & (not symmetric)
-        pivots = np.append(column[right], column[below])
-        factors = np.append(lower + k[right], upper + k[below])
-        source = np.append(upper + i[right], lower + i[below])
-        target = np.append(
-            place(rows[k[right]], rows[i[right]]),
-            place(rows[i[below]], rows[k[below]]),
-        )
-        turn = np.argsort(pivots, kind="stable")
-        self.operations = n + count + len(turn)
-        operations = (x[turn] for x in (pivots, factors, source, target))
-        self.steps, self.width = eliminations(n, *operations)
-        self.sweep = sweep(rows, cols, self.width)
-        self.starts = np.searchsorted(cols, np.arange(n + 1)).astype(np.int32)
+        i, j = i[self.kept], j[self.kept]
+        k = np.searchsorted(cols * n + rows, np.minimum(i, j) * n + np.maximum(i, j))
+        place = self.supernodes.diagonal[i]
+        place[i != j] = self.supernodes.below[k[i != j]]
+        half = (i <= j) & (not symmetric)
+        size = self.supernodes.size + BEYOND
+        self.places = (half * size + place).astype(np.int32)
+        self.sweep, self.width = sweep(rows, cols)
 
     def __eq__(self, other):
         if not isinstance(other, Scalar):
@@ -111,11 +92,19 @@ class Scalar:
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
 
 
-# A grid of 80×80, 4,900,000 operations and 215,000 entries, takes three quarters of the
-# time of fronts, one of 100×100 all of it; but its lists take seconds to make.
-_OPERATIONS = 3_000_000
-_FILL = 250_000  # entries of the factors
-_ENTRIES = 100_000  # of the pattern, beyond which nothing is ordered
+# A grid of 100×100 with 2 species, 75 million operations, takes 0.8 of the time of
+# fronts, of 16×16×16, with 60, twice as long: its rows are longer. A matrix that small
+# fronts would be half launches for goes entry by entry whatever its rows are.
+_OPERATIONS, _PER_ENTRY = 3_000_000, 60
+_FILL = 1_500_000  # entries of the factors
+_ENTRIES = 250_000  # of the pattern, beyond which nothing is ordered
+
+
+def _operations(n: int, symmetric: bool, cols: np.ndarray) -> int:
+    """Divisions and products, with entries below the diagonal in the columns `cols`."""
+    size = np.bincount(cols, minlength=n).astype(np.int64)
+    pairs = size * (size + 1) // 2 if symmetric else size**2
+    return int((1 + size + pairs).sum())
 
 
 @ft.lru_cache(maxsize=64)
@@ -137,9 +126,8 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
     if n + len(graph.indices) > _ENTRIES:
         return None
     order, rows, cols = ordering(pattern, symmetric)
-    size = np.bincount(cols, minlength=n).astype(np.int64)
-    pairs = size * (size + 1) // 2 if symmetric else size**2
-    if n + 2 * len(rows) > _FILL or (pairs + size + 1).sum() > _OPERATIONS:
+    fill, operations = n + 2 * len(rows), _operations(n, False, cols)
+    if fill > _FILL or operations > max(_OPERATIONS, _PER_ENTRY * fill):
         return None
     return Scalar(pattern, symmetric, matched, order, rows, cols)
 
@@ -150,8 +138,8 @@ class ScalarFactors(eqx.Module):
     `lower` and `upper`: the entries of L and of U, which have a diagonal of ones; there
     is no `upper` where U is the adjoint of L.
     `reciprocals`: of D.
-    `sound`: whether |L| |D| |U| is of the size of A, so that a substitution is backward
-    stable as it stands.
+    `sound`: whether |L| |D| |U| is of the size of A, and no pivot was raised, so that a
+    substitution is backward stable as it stands.
     `norms`, `failed`: as those of `Factors`.
     """
 
@@ -169,9 +157,9 @@ class ScalarFactors(eqx.Module):
 def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
     """A pivot that is too small is raised; rows do not change places.
 
-    Cost: 3 ns an operation, or 6 for four next to each other, `plan.operations` in all.
+    Cost: 1 to 3 ns an operation, `plan.operations` in all.
     """
-    n, count = plan.pattern.shape[0], len(plan.rows)
+    n = plan.pattern.shape[0]
 
     def reduced(axis, x, how):
         index = (plan.pattern.rows, plan.pattern.cols)[axis]
@@ -182,72 +170,33 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     )
     eps = float(jnp.finfo(row_scale.dtype).eps)
     least = jnp.asarray(eps**0.5, row_scale.dtype)
+    nodes, halves = plan.supernodes, plan.halves
     # What a step reads beyond the last one is there.
-    entries = jnp.zeros((plan.fill + plan.width,), values.dtype)
+    entries = jnp.zeros((halves * (nodes.size + BEYOND),), values.dtype)
     entries = entries.at[plan.places].set(scaled[plan.kept], unique_indices=True)
+    entries = entries.reshape(halves, -1, 1)
     if n > 0:
-        index = jax.tree_util.tree_map(jnp.asarray, (plan.starts, plan.steps))
-        eliminate = lanes_last(ft.partial(_eliminated, plan.symmetric, n, plan.width))
-        entries = eliminate(index, entries)
-    reciprocals, lower, right, _ = jnp.split(entries, [n, n + count, plan.fill])
-    upper, failed = None, jnp.array(False)
-    if plan.symmetric:
-        failed = ~jnp.all(reciprocals.real > 0)
-    else:
-        upper = right * reciprocals.at[plan.cols].get(mode="promise_in_bounds")
+        entries = eliminated(nodes, least, entries)
+    taken = lambda at, half: entries[half, :, 0].at[at].get(mode="promise_in_bounds")
+    reciprocals = taken(nodes.diagonal, halves - 1)
+    by_column = reciprocals.at[plan.cols].get(mode="promise_in_bounds")
+    lower, right = (taken(nodes.below, half) for half in (0, halves - 1))
+    lower = lower * by_column
     pivots = 1 / jnp.abs(reciprocals)
-    sums = pivots + _gathered(jnp.add, plan.cols, jnp.abs(right), n)
-    below = jnp.abs(lower) * sums.at[plan.cols].get(mode="promise_in_bounds")
-    sums = sums + _gathered(jnp.add, plan.rows, below, n)
-    raised = jnp.any(pivots <= least * (1 + 8 * eps))
-    sound = (jnp.max(sums, initial=0) <= 8 * norms[0]) & ~raised
+    sound = ~jnp.any(pivots <= least * (1 + 8 * eps))
+    if plan.symmetric:
+        # No more needs to be looked at: (|L| |D| |Lᴴ|)ᵢⱼ² ≤ aᵢᵢ aⱼⱼ (Higham: Accuracy
+        # and Stability of Numerical Algorithms, 2nd ed., 10.1).
+        upper, failed = None, ~jnp.all(reciprocals.real > 0)
+    else:
+        upper, failed = right * by_column, jnp.array(False)
+        sums = pivots + _gathered(jnp.add, plan.cols, jnp.abs(right), n)
+        below = jnp.abs(lower) * sums.at[plan.cols].get(mode="promise_in_bounds")
+        sums = sums + _gathered(jnp.add, plan.rows, below, n)
+        sound = sound & (jnp.max(sums, initial=0) <= 8 * norms[0])
     return ScalarFactors(
         values, row_scale, col_scale, norms, lower, reciprocals, upper, sound, failed
     )
-
-
-def _eliminated(
-    symmetric: bool, n: int, width: int, index: tuple[Array, Steps], entries
-):
-    """The reciprocals of D; L; and D U, or its adjoint."""
-    starts, steps = index
-    count = (len(entries) - width - n) // 2
-    lower, upper = n, n + count
-    real = jnp.finfo(entries.dtype).dtype
-    least = jnp.asarray(float(jnp.finfo(real).eps) ** 0.5, real)
-
-    def eliminate(j, entries):
-        x = _at(entries, j)
-        size = jnp.abs(x)
-        factor = jnp.where(size > 0, least / size, 1).astype(x.dtype)
-        raised = jnp.where(size > 0, x * factor, least.astype(x.dtype))
-        reciprocal = 1 / jnp.where(size < least, raised, x)
-        entries = _put(entries, reciprocal, j)
-        if count == 0:
-            return entries
-
-        def divide(k, entries):
-            x = _at(entries, k + (upper if symmetric else lower))
-            return _put(entries, x * reciprocal, k + lower)
-
-        def row(r, entries):
-            b = _at(entries, _number(steps.factors, r))
-            b = jnp.conj(b) if symmetric else b
-
-            def subtract(k, entries):
-                source, target = (_number(steps.places, 2 * k + i) for i in range(2))
-                change = _own(width, source, b * _some(entries, source >> 3, width))
-                return _put(entries, _some(entries, target, width) - change, target)
-
-            first, end = _number(steps.rows, r), _number(steps.rows, r + 1)
-            return lax.fori_loop(first, end, subtract, entries)
-
-        first, end = _number(starts, j), _number(starts, j + 1)
-        entries = lax.fori_loop(first, end, divide, entries)
-        first, end = _number(steps.columns, j), _number(steps.columns, j + 1)
-        return lax.fori_loop(first, end, row, entries)
-
-    return lax.fori_loop(jnp.int32(0), jnp.int32(n), eliminate, entries)
 
 
 def _gathered(
@@ -259,17 +208,16 @@ def _gathered(
     """Of each number below `size` the entries that have it as `index`, one by one: for
     30,000 entries a scatter took three times as long."""
 
-    def gather(index, x):
-        def step(k, out):
-            i = _number(index, k)
-            return _put(out, combine(_at(out, i), _at(x, k)), i)
-
-        out = jnp.zeros((size, x.shape[1]), x.dtype)
-        return lax.fori_loop(jnp.int32(0), jnp.int32(len(index)), step, out)
-
     if len(index) == 0:
         return jnp.zeros((size,), x.dtype)
-    return lanes_last(gather)(jnp.asarray(index.astype(np.int32)), x)
+    places = constant(index.astype(np.int32))
+
+    def step(k, out):
+        i = _number(places, k)
+        return _put(out, combine(_at(out, i), _at(x, k)), i)
+
+    out = jnp.zeros((size,), x.dtype)
+    return lax.fori_loop(jnp.int32(0), jnp.int32(len(index)), step, out)
 
 
 def substitute(

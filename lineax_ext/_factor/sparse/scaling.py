@@ -59,9 +59,36 @@ def _scales(
         diagonal = diagonal.at[pattern.rows[at]].set(magnitude[at], unique_indices=True)
         scale = _power_of_two(jnp.sqrt(diagonal))
         return scale, scale
-    # Rows and columns take turns to have logarithms of mean zero, until it changes no
-    # more: then the two of them are told apart, however far they are from one.
     there = (magnitude > 0) & jnp.isfinite(magnitude)
+    largest = jnp.max(jnp.where(there, magnitude, 0))
+    smallest = jnp.min(jnp.where(there, magnitude, jnp.inf))
+    magnitude = jnp.where(there, magnitude, 0)
+    # Sixteen bits between the largest and the smallest are left as they are: half of
+    # the time, where n is small.
+    return lax.cond(
+        largest * 2.0**-16 > smallest,
+        lambda x: _by_logarithms(pattern, x, reduced),
+        lambda x: _by_magnitudes(pattern, x, reduced),
+        magnitude,
+    )
+
+
+def _by_magnitudes(
+    pattern: Pattern, magnitude: Array, reduced: Callable
+) -> tuple[Array, Array]:
+    """Of rows, and then of columns."""
+    row = _power_of_two(reduced(0, magnitude, jnp.max))
+    inside = magnitude * row.at[pattern.rows].get(mode="promise_in_bounds")
+    return row, _power_of_two(reduced(1, inside, jnp.max))
+
+
+def _by_logarithms(
+    pattern: Pattern, magnitude: Array, reduced: Callable
+) -> tuple[Array, Array]:
+    """Rows and columns take turns to have logarithms of mean zero, until it changes no
+    more: then the two of them are told apart, however far they are from one."""
+    n = pattern.shape[0]
+    there = magnitude > 0
     logs = jnp.log2(jnp.where(there, magnitude, 1))
     there = there.astype(logs.dtype)
     row_count, col_count = (
@@ -69,9 +96,6 @@ def _scales(
         for index in (pattern.rows, pattern.cols)
     )
     row_count, col_count = (jnp.asarray(x, logs.dtype) for x in (row_count, col_count))
-    # Sixteen bits between the largest and the smallest are left as they are.
-    spread = jnp.max(logs) - jnp.min(logs)
-    apart = jnp.where(spread > 16, jnp.inf, 0).astype(logs.dtype)
 
     def sweep(state):
         _, before, _, count = state
@@ -81,11 +105,11 @@ def _scales(
         col = reduced(1, inside, jnp.sum) / col_count
         return row, col, jnp.max(jnp.abs(col - before)), count + 1
 
-    zeros = jnp.zeros((n,), logs.dtype)
+    zeros, infinite = jnp.zeros((n,), logs.dtype), jnp.asarray(jnp.inf, logs.dtype)
     row, col, _, _ = lax.while_loop(
         lambda state: (state[2] > 4) & (state[3] < 20),
         sweep,
-        (zeros, zeros, apart, jnp.int32(0)),
+        (zeros, zeros, infinite, jnp.int32(0)),
     )
     # And at last, the largest entry of each is about one.
     logs = jnp.where(there > 0, logs, -jnp.inf)
@@ -103,7 +127,13 @@ def _largest(axis: int, logs: Array, reduced: Callable) -> Array:
 
 
 def _power_of_two(x: Array) -> Array:
-    """The power of two next to 1 / x; 1 where there is none."""
+    """A power of two next to 1 / x, from its bits; 1 where there is none."""
     usable = (x > 0) & jnp.isfinite(x)
-    exponent = jnp.round(jnp.log2(jnp.where(usable, x, 1)))
-    return jnp.where(usable, jnp.exp2(-exponent), 1)
+    info = jnp.finfo(x.dtype)
+    kind = jnp.int32 if info.bits == 32 else jnp.int64
+    bits = lax.bitcast_convert_type(jnp.where(usable, x, 1), kind)
+    exponent = (bits + (1 << (info.nmant - 1))) >> info.nmant
+    # That of one is `info.maxexp - 1`; those of a number are from 1 to twice that.
+    bias = info.maxexp - 1
+    inverse = jnp.clip(2 * bias - exponent, 1, 2 * bias)
+    return lax.bitcast_convert_type(inverse << info.nmant, x.dtype)
