@@ -308,11 +308,16 @@ def refactorise(
     old_scale = None if old is None else old.scale
     if old_scale is None and new.scale is None:
         return qr
+    return _rescale(qr, old_scale, new.scale)
+
+
+@eqx.filter_jit
+def _rescale(qr: HouseholderQR, old: Array | None, new: Array | None) -> HouseholderQR:
     matrix = q_multiply_columns(qr.householder, qr.taus, jnp.triu(qr.r))
-    if old_scale is not None:
-        matrix = matrix * old_scale.astype(matrix.dtype)[:, None]
-    if new.scale is not None:
-        matrix = matrix / new.scale.astype(matrix.dtype)[:, None]
+    if old is not None:
+        matrix = matrix * old.astype(matrix.dtype)[:, None]
+    if new is not None:
+        matrix = matrix / new.astype(matrix.dtype)[:, None]
     return HouseholderQR(*householder_qr(matrix))
 
 

@@ -179,7 +179,10 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
     ) -> DampedQRState:
         check_state(state, DampedQRState, self)
         new = resolve_damping(damping, scale, state.orientation, state.qr.dtype)
-        return _damp_anew(state, new)
+        if state.wide:
+            old = None if state.core is None else state.core.damping
+            state = dataclasses.replace(state, qr=refactorise(state.qr, old, new))
+        return dataclasses.replace(_damp(state, new), stacked=True)
 
     def path(self, operator: lx.AbstractLinearOperator, vector: PyTree[Array]):
         m, n = operator.out_size(), operator.in_size()
@@ -228,20 +231,20 @@ class DampedQR(AbstractDampedSolver[DampedQRState]):
         return False
 
 
+def _damp(state: DampedQRState, damping: Damping) -> DampedQRState:
+    core, singular = _core(state.qr.r, damping, state.wide)
+    return dataclasses.replace(state, core=core, singular=singular)
+
+
 # Outside of anyone's `jit`, one operation after the other would be compiled.
 @eqx.filter_jit
-def _damp_anew(state: DampedQRState, damping: Damping) -> DampedQRState:
-    if state.wide:
-        old = None if state.core is None else state.core.damping
-        state = dataclasses.replace(state, qr=refactorise(state.qr, old, damping))
-    return dataclasses.replace(_damp(state, damping), stacked=True)
-
-
-def _damp(state: DampedQRState, damping: Damping) -> DampedQRState:
-    r = jnp.triu(state.qr.r)
+def _core(
+    r: Inexact[Array, "k k"], damping: Damping, wide: bool
+) -> tuple[_DampedCore, Bool[Array, ""]]:
+    r = jnp.triu(r)
     k = r.shape[0]
     diagonal = jnp.broadcast_to(damping.root, (k,))
-    if damping.scale is not None and not state.wide:
+    if damping.scale is not None and not wide:
         diagonal = diagonal * damping.scale
     largest = jnp.max(jnp.abs(r), initial=0)
     swapped = jnp.max(diagonal, initial=0) > largest
@@ -251,10 +254,7 @@ def _damp(state: DampedQRState, damping: Damping) -> DampedQRState:
     rcond = jnp.where(
         damping.root > 0, default_rcond(1, 1, r.dtype), default_rcond(k, k, r.dtype)
     )
-    singular = is_singular(qr.rt.T, rcond)
-    return dataclasses.replace(
-        state, core=_DampedCore(damping, qr, swapped), singular=singular
-    )
+    return _DampedCore(damping, qr, swapped), is_singular(qr.rt.T, rcond)
 
 
 # Each returns A⁺ or B⁺ as `solve`, and its adjoint, on flat vectors.
