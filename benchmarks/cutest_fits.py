@@ -20,7 +20,10 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from .certified_fits import nist, scipy_solve, sides
-from .harness import Case
+from .harness import absent, Case
+
+
+_LONG = ("GULFNE",)
 
 
 def cutest(
@@ -82,10 +85,15 @@ def cases(quick: bool) -> Iterator[Case]:
         by_name = {
             k: side._replace(may_fail=True) for k, side in sides(problem).items()
         }
+        if problem.name in _LONG:
+            by_name["geodesic"] = absent("XLA simplifies its second derivative forever")
         start = jnp.asarray(problem.starts[0])
         squares = jax.jit(lambda y, p=problem: jnp.sum(p.residual(y) ** 2))
         for name in ("optimistix", "lineax_ext", "geodesic"):
-            found, _ = jax.jit(by_name[name].fn)(start)  # pyright: ignore
+            fn = by_name[name].fn
+            if fn is None:
+                continue
+            found, _ = jax.jit(fn)(start)
             best = np.fmin(best, float(squares(found)))
 
         def error(out, best=best, first=first, squares=squares) -> float:
