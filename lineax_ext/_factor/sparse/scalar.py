@@ -135,8 +135,8 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
 class ScalarFactors(eqx.Module):
     """What `factor` returns: L D U of the matrix scaled by `row_scale`, `col_scale`.
 
-    `lower` and `upper`: the entries of L and of U, which have a diagonal of ones; there
-    is no `upper` where U is the adjoint of L.
+    `lower` and `upper`: the entries of L and of U, which have a diagonal of ones, and
+    a step's zeros beyond; there is no `upper` where U is the adjoint of L.
     `reciprocals`: of D.
     `sound`: whether |L| |D| |U| is of the size of A, and no pivot was raised, so that a
     substitution is backward stable as it stands.
@@ -147,9 +147,9 @@ class ScalarFactors(eqx.Module):
     row_scale: Real[Array, " n"]
     col_scale: Real[Array, " n"]
     norms: tuple[Real[Array, ""], Real[Array, ""]]
-    lower: Inexact[Array, " count"]
+    lower: Inexact[Array, " count_and_width"]
     reciprocals: Inexact[Array, " n"]
-    upper: Inexact[Array, " count"] | None
+    upper: Inexact[Array, " count_and_width"] | None
     sound: Bool[Array, ""]
     failed: Bool[Array, ""]
 
@@ -194,6 +194,10 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
         below = jnp.abs(lower) * sums.at[plan.cols].get(mode="promise_in_bounds")
         sums = sums + _gathered(jnp.add, plan.rows, below, n)
         sound = sound & (jnp.max(sums, initial=0) <= 8 * norms[0])
+    # What a step of a substitution reads beyond the last one is there, too.
+    lower, upper = (
+        None if x is None else jnp.pad(x, (0, plan.width)) for x in (lower, upper)
+    )
     return ScalarFactors(
         values, row_scale, col_scale, norms, lower, reciprocals, upper, sound, failed
     )
@@ -240,8 +244,8 @@ def substitute(
     reciprocals = factors.reciprocals[:, None]
     width, count = plan.width, len(plan.sweep[0])
     places = [jnp.asarray(x) for x in plan.sweep]
-    beyond = lambda x: jnp.pad(x, [(0, width), *[(0, 0)] * (x.ndim - 1)])
-    lower, upper = beyond(lower)[:, None], beyond(upper)[:, None]
+    beyond = lambda x: jnp.pad(x, [(0, width), (0, 0)])
+    lower, upper = lower[:, None], upper[:, None]
 
     def swept(b):
         def some(entries, k):
