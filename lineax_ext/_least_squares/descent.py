@@ -355,5 +355,5 @@ class IndirectDampedNewtonDescent(AbstractFactorisedDescent[_Y, Secular]):
     def _solve(self, step_size, problem):
         newton = problem.newton().norm
         radius = newton * step_size.astype(newton.dtype)
-        solve = secular_solution
-        return solve(problem, radius, self.lambda_0, self.root_finder)[0]
+        x, _ = secular_solution(problem, radius, self.lambda_0, self.root_finder)
+        return x

@@ -90,7 +90,7 @@ def _ascend(blocks: Blocks, own, rows, x, transpose: bool):
     if transpose:
         change = _times(blocks.up.mT, own)
     elif blocks.columns.shape[1] == p:
-        change = _times(jnp.conj(blocks.up.mT), own)
+        change = _times(blocks.low, own)
         own = _times(blocks.columns, own)
     else:
         both = _times(blocks.columns, own)
@@ -104,7 +104,7 @@ def _descend(blocks: Blocks, own, rows, x, transpose: bool):
     if not transpose:
         return own - _times(blocks.up, above), x
     if blocks.columns.shape[1] == own.shape[1]:
-        change = _times(jnp.conj(blocks.up), above)
+        change = _times(blocks.low.mT, above)
         return _times(blocks.columns.mT, own) - change, x
     both = jnp.concatenate([own, -above], axis=1)
     return _times(blocks.columns.mT, both), x
