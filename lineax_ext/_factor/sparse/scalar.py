@@ -92,9 +92,10 @@ class Scalar:
         return f"Scalar({self.pattern}, symmetric={self.symmetric}, fill={self.fill})"
 
 
-# A grid of 100×100 with 2 species, 75 million operations, takes 0.8 of the time of
-# fronts, of 16×16×16, with 60, twice as long: its rows are longer. A matrix that small
-# fronts would be half launches for goes entry by entry whatever its rows are.
+# A grid of 100×100 with 2 species, 75 million operations, takes as long as by fronts,
+# and 0.8 of it if definite; of 16×16×16, with 60, twice as long: its rows are longer. A
+# matrix that small fronts would be half launches for goes entry by entry whatever its
+# rows are.
 _OPERATIONS, _PER_ENTRY = 3_000_000, 60
 _FILL = 1_500_000  # entries of the factors
 _ENTRIES = 250_000  # of the pattern, beyond which nothing is ordered
@@ -157,7 +158,7 @@ class ScalarFactors(eqx.Module):
 def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFactors:
     """A pivot that is too small is raised; rows do not change places.
 
-    Cost: 1 to 3 ns an operation, `plan.operations` in all.
+    Cost: 1 to 3 ns an operation, of `plan.operations`; the less the longer its rows.
     """
     n = plan.pattern.shape[0]
 
