@@ -196,9 +196,9 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
         sums = sums + _gathered(jnp.add, plan.rows, below, n)
         sound = sound & (jnp.max(sums, initial=0) <= 8 * norms[0])
     # What a step of a substitution reads beyond the last one is there, too.
-    lower, upper = (
-        None if x is None else jnp.pad(x, (0, plan.width)) for x in (lower, upper)
-    )
+    lower = jnp.pad(lower, (0, plan.width))
+    if upper is not None:
+        upper = jnp.pad(upper, (0, plan.width))
     return ScalarFactors(
         values, row_scale, col_scale, norms, lower, reciprocals, upper, sound, failed
     )
