@@ -29,6 +29,14 @@ def check_operator(operator: Any, name: str) -> None:
         )
 
 
+def check_key(key: Any, name: str) -> None:
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(
+            f"`{name}(key=…)` must be a random key, `jax.random.key(0)`; found "
+            f"{called(key)}."
+        )
+
+
 def check_linear_solver(solver: Any, name: str) -> None:
     if not isinstance(solver, lx.AbstractLinearSolver):
         raise ValueError(

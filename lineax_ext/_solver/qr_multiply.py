@@ -94,9 +94,10 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     **Raises:**
 
-    `ValueError` for a negative `rcond`; for an operator between a real and a complex
-    space; with `rows`, for one that is wide, or a `JacobianLinearOperator` with
-    `jac="bwd"`, and for `rows` that name no axis of a mesh.
+    `ValueError` for an `rcond` that is negative or no number; for an operator between a
+    real and a complex space; with `rows`, for one that is wide, or a
+    `JacobianLinearOperator` with `jac="bwd"`, and for `rows` that name no axis of a
+    mesh.
 
     ??? cite "References"
 
@@ -112,6 +113,11 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     def __check_init__(self):
         check_rows(self.rows, "QRMultiply")
+        if isinstance(self.rcond, bool | str):
+            raise ValueError(
+                f"`QRMultiply(rcond={self.rcond!r})` must be a number or `None`. "
+                "Pivoting is asked for by name: `QRMultiply(pivoting=True)`."
+            )
         if isinstance(self.rcond, float | int) and not self.rcond >= 0:
             raise ValueError(f"`QRMultiply(rcond={self.rcond})` must not be negative.")
 
