@@ -374,7 +374,7 @@ AT_RUN_TIME = {
             ),
             key=jax.random.key(0),
         ).mv(x),
-        "tagged semidefinite, but it is not",
+        "tagged symmetric or semidefinite, but it is not",
     ),
     "residuals that are not numbers": (
         lambda x: optx.least_squares(lambda y, args: jnp.log(y - 2), _fit()(), x).value,

@@ -212,6 +212,6 @@ def check_tags(
         error = jnp.abs(jnp.sum(u * av) - jnp.sum(v * au))
         # Either estimates ‖A‖, the Frobenius norm, whatever n is.
         scale = jnp.linalg.norm(av) + jnp.linalg.norm(au)
-        tag = "semidefinite" if definiteness(operator) else "symmetric"
+        tag = "symmetric" + " or semidefinite" * bool(definiteness(operator))
         operator = check(operator, error, scale, tag)
     return operator
