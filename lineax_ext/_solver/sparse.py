@@ -69,14 +69,13 @@ class SparseLU(_AbstractSparse):
     differentiable any number of times. What is irregular is done once for each pattern,
     in NumPy, while JAX traces: rows are matched so that no zero is on the diagonal, the
     graph is dissected, and its parts are gathered into dense fronts. These are
-    factorised level by level, many at once, with pivoting inside each of them. Where so
-    little fills in that three million operations will do, as for a tree, a narrow band,
-    a circuit or a small grid, a CPU goes through them in a loop that takes 3 ns for
-    one, or 6 for four that stand next to each other, and compiles in a second, for four
-    matrices at once under `vmap`; there rows do not change places. A pivot that
-    is too small is raised, and the residual is taken down by refinement and then by
-    GMRES, with the factors as preconditioner. Where entries are factorised one by one
-    and |L| |D| |U| is of the size of A, no residual has to be looked at.
+    factorised level by level, many at once, with pivoting inside each of them. Where
+    little fills in, as for a tree, a band, a circuit or a grid in the plane, a CPU goes
+    through the entries in one loop, which compiles in a second, for four matrices at
+    once under `vmap`; there rows do not change places. A pivot that is too small is
+    raised, and the residual is taken down by refinement and then by GMRES, with the
+    factors as preconditioner. Where entries are factorised one by one and |L| |D| |U|
+    is of the size of A, no residual has to be looked at.
 
     Rows and columns are scaled by powers of two. A solution has a residual of 64 ε
     (‖A‖ ‖x‖ + ‖b‖) at most; where that cannot be reached, `RESULTS.singular` says so.
