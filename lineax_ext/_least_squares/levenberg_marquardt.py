@@ -108,8 +108,9 @@ class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
 
     **Raises:**
 
-    As [`lineax_ext.DampedNewtonDescent`][]. With `geodesic=True`, a `ValueError` for
-    `jac="bwd"`, rows on several devices, and parameters or residuals of several dtypes.
+    As [`lineax_ext.DampedNewtonDescent`][]; and a `ValueError` for a `norm` that is no
+    function, for residuals without an array, and with `geodesic=True` for `jac="bwd"`,
+    rows on several devices, and parameters or residuals of several dtypes.
 
     ??? cite "References"
 
