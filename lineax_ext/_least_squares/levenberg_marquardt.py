@@ -77,8 +77,9 @@ class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
     with r″(v) the second derivative of r along v, λ and D those of the step; otherwise
     δ = v. A step costs r″(v) besides (forward over forward, some three evaluations of
     r) and O(m n): a is found by the singular values that gave v, and so is λ = 1/step
-    size; with [`lineax_ext.DampedSparse`][], one factorisation more. Fits of NIST take
-    0.7 times the steps; of 54, one ends in a worse minimum than without it.
+    size; with [`lineax_ext.DampedSparse`][], one factorisation more. Of 54 fits of NIST
+    53 end in the certified minimum, in 0.7 times the steps (geometric mean; half of
+    them in as many as without); without it 54 do.
 
     Differentiable implicitly, as every optimistix solver; not through its steps.
 
