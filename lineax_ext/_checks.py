@@ -45,6 +45,14 @@ def check_linear_solver(solver: Any, name: str) -> None:
         )
 
 
+def check_state(state: Any, expected: Any, solver: lx.AbstractLinearSolver) -> None:
+    if not isinstance(state, expected):
+        raise ValueError(
+            f"`state` is not one of `{type(solver).__name__}`; found a "
+            f"`{type(state).__name__}`."
+        )
+
+
 def check_vector(
     vector: PyTree[Any], operator: lx.AbstractLinearOperator, name: str
 ) -> None:

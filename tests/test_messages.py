@@ -114,6 +114,10 @@ MISTAKES = {
         lambda: lxe.DampedLinearOperator(_a, 0.1),
         r"an array of shape \(5, 3\)",
     ),
+    "samples in the place of their function": (
+        lambda: lxe.GramLinearOperator.from_samples(_a, jnp.ones(3), jnp.sin),
+        r"a function of parameters and one sample; found an array of shape \(5, 3\)",
+    ),
     "the determinant of a matrix": (
         lambda: lxe.logdet(jnp.eye(3)),
         "`logdet` needs.*an array.*`lineax.MatrixLinearOperator`",
@@ -298,6 +302,18 @@ MISTAKES = {
     "a damping where one is chosen": (
         _fit(linear_solver=lxe.DampedQR(damping=0.1)),
         "chooses the damping",
+    ),
+    "the state of another solver": (
+        lambda: lx.linear_solve(
+            _double, jnp.ones(3), _auto(), state=lx.QR().init(_double, {})
+        ),
+        "`state` is not one of `AutoStructuredLinearSolver`; found a `tuple`",
+    ),
+    "the same, for a product": (
+        lambda: lx.linear_solve(
+            _tall, jnp.ones(5), lxe.QRMultiply(), state=_qr.init(_tall, {})
+        ),
+        "`state` is not one of `QRMultiply`; found a `DampedQRState`",
     ),
     "a solver of something else": (
         _solve(_tall, jnp.ones(5), lxe.BlockTridiagonal()),

@@ -10,6 +10,7 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Inexact, PyTree
 
+from .._checks import check_state
 from .._factor.householder import householder_qr, HouseholderQR, solve_upper
 from .._factor.product import matmul
 from .._factor.rank import default_rcond, is_singular
@@ -152,6 +153,7 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
+        check_state(state, _QRMultiplyState, self)
         qr, core = state.qr, state.core
         k = qr.shape[1]
 

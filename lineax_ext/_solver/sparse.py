@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import Entries, Sparse
+from .._checks import check_state
 from .._structure.detect import detect_in_shape
 from .._structure.pattern import check_fits, full, Pattern
 from .._tags import definiteness
@@ -46,6 +47,7 @@ class _AbstractSparse(lx.AbstractLinearSolver[Arranged]):
         self, state: Arranged, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
+        check_state(state, Arranged, self)
         return state.solve(vector)
 
     def transpose(self, state: Arranged, options: dict[str, Any]):
