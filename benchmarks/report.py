@@ -164,14 +164,18 @@ def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
             _draw_bars(axis, records)
         else:
             _draw_profile(axis, records)
-        axis.set_title("\n".join(textwrap.wrap(panel, 44)), fontsize=13)
+        axis.set_title("\n".join(textwrap.wrap(panel, 48)), fontsize=13)
         axis.grid(alpha=0.3)
+        _, labels = axis.get_legend_handles_labels()
         axis.legend(
-            fontsize=11, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15)
+            fontsize=11,
+            ncols=2 if max(map(len, labels), default=0) <= 24 else 1,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
         )
     machine, versions = result["machine"], result["versions"]
     where = f"{machine['cores']} × {machine['cpu']}, jax {versions['jax']}, lineax "
-    title = "\n".join(textwrap.wrap(result["title"], 40 * columns))
+    title = "\n".join(textwrap.wrap(result["title"], 52 * columns))
     figure.suptitle(f"{title}\n{where}{versions['lineax']}", fontsize=13)
     figure.savefig(path, dpi=100)
     plt.close(figure)
@@ -195,10 +199,14 @@ def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
             len(x) >= 3 and not precision
         ):  # of the last three points: the first ones are overhead
             slope = np.polyfit(np.log(x[-3:]), np.log(seconds[-3:]), 1)[0]
-            label += f", slope {slope:.1f}"
+            label += f", slope {round(slope, 1) + 0.0:.1f}"  # no −0.0
         axis.loglog(x, seconds, "o-", label=label)
     xlabel = "error" if precision else records[0]["xlabel"]
     axis.set(xlabel=xlabel, ylabel="seconds")
+    sizes = [r["x"] for r in records]
+    if not precision and max(sizes) < 20 * min(sizes):  # powers of ten say too little
+        axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
+        axis.minorticks_off()
 
 
 def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
