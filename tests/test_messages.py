@@ -207,8 +207,8 @@ MISTAKES = {
         r"needs a `jax.experimental.sparse.BCOO`; found an array of shape \(3, 3\)",
     ),
     "a dense matrix, told": (
-        lambda: lxe.DampedSparse(np.eye(3)),
-        r"`DampedSparse\(pattern=…\)`.*an array of shape \(3, 3\).*np.nonzero",
+        lambda: lxe.SparseMatrixLinearOperator(jnp.ones(3), np.eye(3)),
+        r"\(pattern=…\)`.*found an array of shape \(3, 3\).*np.nonzero",
     ),
     "a BCOO as SciPy's": (
         lambda: lxe.Pattern.from_scipy(jsparse.BCOO.fromdense(jnp.eye(3))),
