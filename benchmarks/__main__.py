@@ -1,13 +1,14 @@
-"""`python -m benchmarks [claim ...] [--quick] [--only TEXT] [--out FOLDER]`."""
+"""`python -m benchmarks [claim ...] [--quick] [--only TEXT] [--out DIR] [--draw]`."""
 
 import argparse
 import importlib
+import json
 import pathlib
 import pkgutil
 import sys
 import tempfile
 
-from . import harness
+from . import harness, report
 
 
 HERE = pathlib.Path(__file__).parent
@@ -28,6 +29,11 @@ def main() -> int:
         help="the cases of one claim that have it in their names, if the claim can; "
         "the others stay as they are in the results",
     )
+    parser.add_argument(
+        "--draw",
+        action="store_true",
+        help="measures nothing: the figures anew, from the results that are there",
+    )
     arguments = parser.parse_args()
     if arguments.only and len(arguments.claim) != 1:
         parser.error("--only goes with one claim")
@@ -40,6 +46,14 @@ def main() -> int:
         out = pathlib.Path(tempfile.mkdtemp(prefix="benchmarks-"))
     else:
         out = HERE / "results"
+
+    if arguments.draw:
+        for claim in arguments.claim or claims:
+            module = importlib.import_module(f"benchmarks.{claim}")
+            result = json.loads((out / f"{claim}.json").read_text(encoding="utf-8"))
+            if "sides" in result["cases"][0]:  # counts have a figure of their own
+                report.draw(result, out, getattr(module, "PICTURES", {}))
+        return 0
 
     wrong = []
     for claim in arguments.claim or claims:

@@ -18,6 +18,7 @@ import numpy as np
 
 # Times are worth little if something else was running when the work began.
 _LOAD_AT_START = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+_most_bars = 12
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -119,17 +120,25 @@ def write(
     `pictures`, by name, of which there are any."""
     result = save(name, title, records, quick=quick, out=out)
     try:
-        _draw(result, out / f"{name}.png")
-        for picture, panels in pictures.items():
-            some = [case for case in result["cases"] if case["panel"] in panels]
-            if some:
-                _draw(result | {"cases": some}, out / f"{picture}.png")
+        draw(result, out, pictures)
     except ImportError:
         print("  no figure: matplotlib is not installed")
 
 
+def draw(
+    result: dict[str, Any], out: pathlib.Path, pictures: Mapping[str, tuple[str, ...]]
+) -> None:
+    """The figures of what was saved."""
+    _draw(result, out / f"{result['claim']}.png")
+    for picture, panels in pictures.items():
+        some = [case for case in result["cases"] if case["panel"] in panels]
+        if some:
+            _draw(result | {"cases": some}, out / f"{picture}.png")
+
+
 def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
-    """A panel for each group of cases: lines on log–log axes, with slopes; or bars."""
+    """A panel for each group of cases: lines on log–log axes, with slopes; or bars; or
+    of many cases a performance profile."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,24 +147,37 @@ def _draw(result: dict[str, Any], path: pathlib.Path) -> None:
     panels: dict[str, list[dict[str, Any]]] = {}
     for record in result["cases"]:
         panels.setdefault(record["panel"], []).append(record)
-    columns = min(3, len(panels))
+    # Legible at half of the size, on a page 700 pixels wide.
+    columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    size = (5 * columns, 4.8 * rows + 0.5)
+    size = (6 * columns, 5.2 * rows + 0.6)
+    plt.rcParams.update({"font.size": 13})
     figure, axes = plt.subplots(
         rows, columns, figsize=size, squeeze=False, layout="constrained"
     )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis, (panel, records) in zip(axes.flat, panels.items()):
-        draw = _draw_bars if isinstance(records[0]["x"], str) else _draw_lines
-        draw(axis, records)
-        axis.set_title(panel, fontsize=10)
+        if not isinstance(records[0]["x"], str):
+            _draw_lines(axis, records)
+        elif len(records) <= _most_bars:
+            _draw_bars(axis, records)
+        else:
+            _draw_profile(axis, records)
+        axis.set_title("\n".join(textwrap.wrap(panel, 48)), fontsize=13)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        _, labels = axis.get_legend_handles_labels()
+        axis.legend(
+            fontsize=11,
+            ncols=2 if max(map(len, labels), default=0) <= 24 else 1,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+        )
     machine, versions = result["machine"], result["versions"]
     where = f"{machine['cores']} × {machine['cpu']}, jax {versions['jax']}, lineax "
-    figure.suptitle(f"{result['title']}\n{where}{versions['lineax']}", fontsize=10)
-    figure.savefig(path, dpi=120)
+    title = "\n".join(textwrap.wrap(result["title"], 52 * columns))
+    figure.suptitle(f"{title}\n{where}{versions['lineax']}", fontsize=13)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -177,10 +199,14 @@ def _draw_lines(axis: Any, records: list[dict[str, Any]]) -> None:
             len(x) >= 3 and not precision
         ):  # of the last three points: the first ones are overhead
             slope = np.polyfit(np.log(x[-3:]), np.log(seconds[-3:]), 1)[0]
-            label += f", slope {slope:.1f}"
+            label += f", slope {round(slope, 1) + 0.0:.1f}"  # no −0.0
         axis.loglog(x, seconds, "o-", label=label)
     xlabel = "error" if precision else records[0]["xlabel"]
     axis.set(xlabel=xlabel, ylabel="seconds")
+    sizes = [r["x"] for r in records]
+    if not precision and max(sizes) < 20 * min(sizes):  # powers of ten say too little
+        axis.set_xticks(sizes, [f"{x:,}" for x in sizes])
+        axis.minorticks_off()
 
 
 def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
@@ -195,9 +221,38 @@ def _draw_bars(axis: Any, records: list[dict[str, Any]]) -> None:
         bars = axis.barh(y, [baseline[i] / s for i, s in zip(at, seconds)], height)
         bars.set_label(name)
         labels = [_with_prefix(s, "s") for s in seconds]
-        axis.bar_label(bars, labels, padding=3, fontsize=8)
-    axis.margins(x=0.2)
+        axis.bar_label(bars, labels, padding=3, fontsize=10)
+    axis.margins(x=0.3)
     axis.set(xlabel=f"times as fast as {first}")
-    names = [textwrap.fill(r["label"], 38) for r in records]
-    axis.set_yticks(range(len(records)), names, fontsize=8)
+    short = [", ".join(r["label"].split(", ")[:2]) for r in records]
+    names = [textwrap.fill(name, 18) for name in short]
+    axis.set_yticks(range(len(records)), names, fontsize=10)
     axis.invert_yaxis()
+
+
+def _draw_profile(axis: Any, records: list[dict[str, Any]]) -> None:
+    """The share of the cases that a side solves within a multiple of the least time
+    that any takes (Dolan and Moré 2002, doi:10.1007/s101070100263)."""
+
+    def solved_in(record, name) -> float:
+        side = record["sides"].get(name, {})
+        tolerance, error = record["tolerance"], side.get("error")
+        right = tolerance is None or (error is not None and error <= tolerance)
+        return side["seconds"] if right and side.get("seconds") else np.inf
+
+    names = list(dict.fromkeys(name for r in records for name in r["sides"]))
+    seconds = np.array([[solved_in(r, name) for name in names] for r in records])
+    with np.errstate(invalid="ignore"):  # of a case that nobody solves
+        multiples = seconds / seconds.min(axis=1, keepdims=True)
+    end = 1.1 * multiples[np.isfinite(multiples)].max()
+    for name, x in zip(names, multiples.T):
+        x = np.sort(x[np.isfinite(x)])
+        share = np.arange(len(x) + 1) / len(records)
+        x, share = np.append(np.append(1, x), end), np.append(share, share[-1])
+        axis.step(x, share, where="post", label=name)
+    axis.set_xscale("log")
+    axis.set(
+        xlabel="multiple of the least time",
+        ylabel=f"share of {len(records)} problems solved",
+        ylim=(0, 1.05),
+    )

@@ -156,5 +156,5 @@ def run(*, quick: bool, out: pathlib.Path) -> list[str]:
         records.append(measure(prepared))
         print(report.as_text(records[-1]), flush=True)
     print(summary(records))
-    report.save("small_steps", title, records, quick=quick, out=out)
+    report.write("small_steps", title, records, quick=quick, out=out)
     return []

@@ -204,7 +204,7 @@ def _claim(path: pathlib.Path) -> str:
     parts = [
         f"### {result['title'].rstrip('.')}",
         f"`{result['command']}`, {result['date'][:10]}; {where}; {what}.",
-        f"![{result['claim']}](pictures/{path.stem}.png)",
+        f"![{result['title']}](pictures/{path.stem}.png)",
         '??? note "All cases: time, error, steps"\n\n'
         + textwrap.indent(tables, "    "),
     ]

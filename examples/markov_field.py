@@ -161,12 +161,12 @@ def mean_and_deviation(parameters: Float[Array, "3"], given: Problem):
 
 def draw(map_: np.ndarray, mean: np.ndarray, deviation: np.ndarray, path: str) -> None:
     plt.rcParams.update({"font.size": 14})
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4.8), layout="constrained")
+    figure, axes = plt.subplots(1, 3, figsize=(12.5, 5), layout="constrained")
     rows, columns = map_.shape
     extent = (0, columns * SPACING, 0, rows * SPACING)
     titles = (
-        "heights, standardised",
-        "mean, given a tenth of it",
+        "heights",
+        "mean, given a tenth of them",
         "standard deviation",
     )
     limits = {"vmin": map_.min(), "vmax": map_.max()}
@@ -179,7 +179,8 @@ def draw(map_: np.ndarray, mean: np.ndarray, deviation: np.ndarray, path: str) -
             **({"vmin": 0} if last else limits),
         )
         axis.set(title=title, xlabel="x in km")
-        figure.colorbar(image, ax=axis, shrink=0.8)
+        bar = figure.colorbar(image, ax=axis, orientation="horizontal")
+        bar.set_label("in standard deviations of the map")
     axes[0].set_ylabel("y in km")
     figure.savefig(path, dpi=100)
     plt.close(figure)

@@ -147,7 +147,7 @@ def draw(seen: np.ndarray, fitted: np.ndarray, title: str, path: str) -> None:
     columns = [0, 2, 3]
     plt.rcParams.update({"font.size": 13})
     figure, axes = plt.subplots(
-        4, 3, figsize=(8, 10.4), sharex=True, sharey=True, layout="constrained"
+        4, 3, figsize=(8, 9.4), sharex=True, sharey=True, layout="constrained"
     )
     names = ("nutrient u", "bacteria v")
     for k, (name, colours) in enumerate(zip(names, ("viridis", "magma"))):

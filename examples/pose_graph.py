@@ -184,7 +184,7 @@ def by_scipy(residuals, pattern: lxe.Pattern, y0, args):
 
 def draw(graph: Graph, fitted: np.ndarray, path: str) -> None:
     plt.rcParams.update({"font.size": 14})
-    figure, axes = plt.subplots(1, 2, figsize=(10, 6.4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 5.6), layout="constrained")
     odometry = np.abs(np.diff(graph.edges, axis=1)[:, 0]) == 1
     for axis, poses, title in zip(
         axes, (graph.guess, fitted), ("before", "after, loops closed")

@@ -29,11 +29,27 @@ def check_operator(operator: Any, name: str) -> None:
         )
 
 
+def check_key(key: Any, name: str) -> None:
+    if not isinstance(key, jax.Array | np.ndarray):
+        raise ValueError(
+            f"`{name}(key=…)` must be a random key, `jax.random.key(0)`; found "
+            f"{called(key)}."
+        )
+
+
 def check_linear_solver(solver: Any, name: str) -> None:
     if not isinstance(solver, lx.AbstractLinearSolver):
         raise ValueError(
             f"`{name}` must be a linear solver, such as "
             f"`lineax_ext.AutoStructuredLinearSolver()`; found {called(solver)}."
+        )
+
+
+def check_state(state: Any, expected: Any, solver: lx.AbstractLinearSolver) -> None:
+    if not isinstance(state, expected):
+        raise ValueError(
+            f"`state` is not one of `{type(solver).__name__}`; found a "
+            f"`{type(state).__name__}`."
         )
 
 

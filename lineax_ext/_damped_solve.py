@@ -76,12 +76,12 @@ def damped_solve(
     **Raises:**
 
     `ValueError` if the solver has no damped interface, for a vector that does not fit
-    the operator, a damping that is not a
-    scalar, a scale of the wrong structure, a state of another solver or of an operator
-    of another structure, and, as far as the values are known at trace time, a negative
-    or non-finite damping and a non-positive scale. Values that are
-    only known at run time raise an `equinox.EquinoxRuntimeError` if `throw=True`, and
-    make the result `RESULTS.singular` otherwise.
+    the operator, a damping that is not a real scalar, a scale of the wrong structure, a
+    state of another solver or of an operator of another structure, and, as far as the
+    values are known at trace time, a negative or non-finite damping and a non-positive
+    scale. Values that are only known at run time raise an
+    `equinox.EquinoxRuntimeError` if `throw=True`, and make the result
+    `RESULTS.singular` otherwise.
     """
     check_operator(operator, "damped_solve")
     if not isinstance(solver, AbstractDampedSolver):

@@ -5,9 +5,17 @@ import lineax as lx
 
 def tag_set(tags: object) -> frozenset[object]:
     try:
-        return frozenset(tags)  # pyright: ignore[reportArgumentType]
+        # A string would fall into its letters, and nobody would notice.
+        found = frozenset([tags] if isinstance(tags, str) else tags)  # pyright: ignore
     except TypeError:
-        return frozenset([tags])
+        found = frozenset([tags])
+    for tag in found:
+        if isinstance(tag, str) or callable(tag):
+            raise ValueError(
+                f"`tags` holds {tag!r}, which is no tag of lineax. Those are objects, "
+                "such as `lineax.tridiagonal_tag` or `lineax.symmetric_tag`."
+            )
+    return found
 
 
 def retagged(

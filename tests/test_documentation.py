@@ -105,6 +105,32 @@ def test_page(page):
         np.testing.assert_allclose(namespace["solutions"], 1 / 3)
 
 
+def _slugs(text):
+    for heading in re.findall(r"^#+ (.*)$", text, re.M):
+        words = re.sub(r"[^\w\s-]", "", heading.lower()).strip()
+        yield re.sub(r"[\s-]+", "-", words)
+
+
+def test_links():
+    results = _root / "benchmarks" / "results"
+    drawn = [*results.glob("*.png"), *(_root / "examples").glob("*.py")]
+    drawn = {f"pictures/{path.stem}.png" for path in drawn}
+    written = [_root / name for name in ("README.md", "CONTRIBUTING.md")]
+    for path in [*written, *(_root / "docs").glob("*.md")]:
+        text = re.sub(r"```.*?```|`[^`]*`", "", path.read_text(), flags=re.S)
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            target, _, anchor = link.partition("#")
+            page = path.parent / target if target else path
+            if "://" in link or target in drawn:
+                continue
+            assert page.exists(), f"{path.name}: {link}"
+            assert not anchor or anchor in _slugs(page.read_text()), link
+    # Each has a place on the page of figures.
+    assert {x.stem for x in results.glob("*.json")} <= {
+        x.stem for x in results.glob("*.png")
+    }
+
+
 def test_every_public_name_is_on_one_page():
     pages = "\n".join(path.read_text() for path in (_root / "docs").glob("*.md"))
     found = re.findall(r"^::: lineax_ext\.(\w+)$", pages, re.M)

@@ -16,6 +16,7 @@ _a = np.arange(15.0).reshape(5, 3) ** 2
 _tall = lx.MatrixLinearOperator(jnp.asarray(_a))
 _pattern = lxe.Pattern([0, 1, 2], [0, 1, 2], (3, 3))
 _sparse = lxe.SparseMatrixLinearOperator(jnp.ones(3), _pattern)
+_lower = lxe.Pattern([0, 1, 1, 2], [0, 0, 1, 2], (3, 3))
 _struct = jax.ShapeDtypeStruct((3,), np.float64)
 _double = lx.FunctionLinearOperator(lambda x: 2 * x, _struct)
 _auto, _qr = lxe.AutoStructuredLinearSolver, lxe.DampedQR()
@@ -29,6 +30,18 @@ def _solve(operator, vector, solver):
 
 def _fit(**kwargs):
     return lambda: lxe.LevenbergMarquardt(1e-6, 1e-6, **kwargs)
+
+
+def _integrate(linear_solver):
+    return lambda: dfx.diffeqsolve(
+        _term,
+        lxe.structured(dfx.ImplicitEuler(), linear_solver),
+        t0=0,
+        t1=1,
+        dt0=None,
+        y0=jnp.ones(3),
+        stepsize_controller=dfx.PIDController(rtol=1e-3, atol=1e-3),
+    )
 
 
 # What is done, and what of the message must be there.
@@ -64,6 +77,30 @@ MISTAKES = {
         lambda: lxe.SparseMatrixLinearOperator(jnp.ones((7, 3)), _pattern),
         r"as many as its pattern has, 3; found \(7, 3\)",
     ),
+    "an entry named twice counts once": (
+        lambda: lxe.SparseMatrixLinearOperator(
+            jnp.ones(4), lxe.Pattern([0, 0, 1, 2], [0, 0, 1, 2], (3, 3))
+        ),
+        r"as many as its pattern has, 3; found \(4,\)",
+    ),
+    "one triangle of a symmetric matrix": (
+        lambda: lxe.SparseMatrixLinearOperator(
+            jnp.ones(4), _lower, lx.positive_semidefinite_tag
+        ),
+        "tagged symmetric or semidefinite.*needs both triangles",
+    ),
+    "blocks on two diagonals too long": (
+        lambda: lxe.BlockTridiagonalLinearOperator(*[jnp.ones((4, 2, 2))] * 3),
+        r"\(N-1, k, k\); found \(4, 2, 2\), \(4, 2, 2\)",
+    ),
+    "residuals that are not returned": (
+        lambda: optx.least_squares(lambda y, args: None, _fit()(), jnp.ones(3)),
+        "`LevenbergMarquardt` was given residuals without an array",
+    ),
+    "the same, for a pattern": (
+        lambda: lxe.infer_pattern(lambda y, args: None, jnp.ones(3)),
+        "returns no array",
+    ),
     "a product with a vector of another shape": (
         lambda: _sparse.mv(jnp.ones(4)),
         r"of shape \(3, 3\) was applied to a vector of shape \(4,\)",
@@ -76,6 +113,10 @@ MISTAKES = {
     "a matrix, as operator": (
         lambda: lxe.DampedLinearOperator(_a, 0.1),
         r"an array of shape \(5, 3\)",
+    ),
+    "samples in the place of their function": (
+        lambda: lxe.GramLinearOperator.from_samples(_a, jnp.ones(3), jnp.sin),
+        r"a function of parameters and one sample; found an array of shape \(5, 3\)",
     ),
     "the determinant of a matrix": (
         lambda: lxe.logdet(jnp.eye(3)),
@@ -104,6 +145,26 @@ MISTAKES = {
     "arguments the wrong way round": (
         lambda: lxe.TaggedLinearSolver(lx.tridiagonal_tag, lx.Tridiagonal()),
         "must be a linear solver",
+    ),
+    "SciPy's matrix as values": (
+        lambda: lxe.SparseMatrixLinearOperator(_pattern.to_scipy(), _pattern),
+        r"found a `csr_array`.*`matrix.tocsr\(\).sorted_indices\(\).data`",
+    ),
+    "a name as tag": (
+        lambda: lxe.SparseMatrixLinearOperator(jnp.ones(3), _pattern, "symmetric"),
+        "holds 'symmetric', which is no tag of lineax.*`lineax.symmetric_tag`",
+    ),
+    "what asks for a tag as tag": (
+        lambda: lxe.TaggedLinearSolver(lx.Tridiagonal(), lx.is_tridiagonal),
+        "no tag of lineax.*`lineax.tridiagonal_tag`",
+    ),
+    "a number as key": (
+        lambda: lxe.check_tags(_double, key=0),
+        r"`check_tags\(key=…\)` must be a random key, `jax.random.key\(0\)`.*a `int`",
+    ),
+    "the same, for a pattern's check": (
+        lambda: lxe.check_pattern(_double, _pattern, key=0),
+        r"`check_pattern\(key=…\)` must be a random key",
     ),
     # Patterns
     "a pattern in the first place": (lambda: _auto(_pattern), "`pattern=…`"),
@@ -145,6 +206,36 @@ MISTAKES = {
         lambda: lxe.SparseMatrixLinearOperator.from_bcoo(jnp.eye(3)),
         r"needs a `jax.experimental.sparse.BCOO`; found an array of shape \(3, 3\)",
     ),
+    "a dense matrix, told": (
+        lambda: lxe.SparseMatrixLinearOperator(jnp.ones(3), np.eye(3)),
+        r"\(pattern=…\)`.*found an array of shape \(3, 3\).*np.nonzero",
+    ),
+    "a BCOO as SciPy's": (
+        lambda: lxe.Pattern.from_scipy(jsparse.BCOO.fromdense(jnp.eye(3))),
+        "found a `BCOO`.*`SparseMatrixLinearOperator.from_bcoo",
+    ),
+    "a mask": (
+        lambda: lxe.Pattern(_a > 0, _a > 0, _a.shape),
+        r"found an array of bool, of shape \(5, 3\).*`np.nonzero\(mask\)`",
+    ),
+    "places in place of indices": (
+        lambda: lxe.Pattern([0.0, 0.5], [0, 1], (2, 2)),
+        "integer indices; found an array of float64",
+    ),
+    "indices from the end": (
+        lambda: lxe.Pattern([0, -1], [0, 1], (2, 2)),
+        r"`rows` from -1 to 0",
+    ),
+    "a pattern of the transpose, damped": (
+        lambda: lxe.damped_solve(
+            _tall, jnp.ones(5), 0.1, lxe.DampedSparse(lxe.Pattern([0], [4], (3, 5)))
+        ),
+        r"a pattern of shape \(3, 5\), and an operator of shape \(5, 3\)",
+    ),
+    "a damping as pattern": (
+        lambda: lxe.DampedSparse(0.1),
+        r"`DampedSparse\(pattern=…\)` must be a `lineax_ext.Pattern`; found a `float`",
+    ),
     "a traced pattern": (
         lambda: jax.jit(lambda i: lxe.Pattern(i, i, (3, 3)))(jnp.arange(3)),
         "outside of `jit` and `vmap`",
@@ -170,6 +261,26 @@ MISTAKES = {
         lambda: lxe.structured(dfx.Tsit5()),
         "`Tsit5`, an explicit solver.*`diffrax.Kvaerno5`",
     ),
+    "a solver of stochastic equations": (
+        lambda: lxe.structured(dfx.EulerHeun()),
+        "`EulerHeun`, an explicit solver",
+    ),
+    "a root finder": (
+        lambda: lxe.structured(dfx.VeryChord(1e-6, 1e-6)),
+        "a `VeryChord`, which is no solver of diffrax",
+    ),
+    "arguments of structured the wrong way round": (
+        lambda: lxe.structured(_auto(), dfx.Kvaerno5()),
+        "a `AutoStructuredLinearSolver`, which is no solver of diffrax",
+    ),
+    "a stage's pattern of another shape": (
+        _integrate(_auto(pattern=lxe.Pattern([0], [0], (4, 4)))),
+        r"a pattern of shape \(4, 4\), and an operator of shape \(3, 3\)",
+    ),
+    "a stage without a tag": (
+        _integrate(lxe.SparseCholesky()),
+        "tagged positive or negative semidefinite.*`lineax_ext.SparseLU`",
+    ),
     "a term": (lambda: lxe.structured(_term), "`ODETerm`, which is no solver"),
     "a solver's class": (lambda: lxe.structured(dfx.Kvaerno5), "the class `Kvaerno5`"),
     "a root finder as linear solver": (
@@ -192,6 +303,18 @@ MISTAKES = {
         _fit(linear_solver=lxe.DampedQR(damping=0.1)),
         "chooses the damping",
     ),
+    "the state of another solver": (
+        lambda: lx.linear_solve(
+            _double, jnp.ones(3), _auto(), state=lx.QR().init(_double, {})
+        ),
+        "`state` is not one of `AutoStructuredLinearSolver`; found a `tuple`",
+    ),
+    "the same, for a product": (
+        lambda: lx.linear_solve(
+            _tall, jnp.ones(5), lxe.QRMultiply(), state=_qr.init(_tall, {})
+        ),
+        "`state` is not one of `QRMultiply`; found a `DampedQRState`",
+    ),
     "a solver of something else": (
         _solve(_tall, jnp.ones(5), lxe.BlockTridiagonal()),
         "`BlockTridiagonalLinearOperator`.*given a `MatrixLinearOperator`",
@@ -200,7 +323,27 @@ MISTAKES = {
         _solve(_sparse, jnp.ones(3), lxe.SparseCholesky()),
         "tagged positive or negative semidefinite.*`lineax_ext.SparseLU`",
     ),
+    "a solver in the place of a norm": (
+        lambda: lxe.LevenbergMarquardt(1e-6, 1e-6, lxe.DampedQR()),
+        "`norm` must be a function.*found a `DampedQR`.*`linear_solver=…`",
+    ),
+    "a mesh as lanes": (
+        lambda: lxe.sharded_vmap(jnp.sin, jax.make_mesh((1,), ("lanes",))),
+        "must be a `jax.sharding.NamedSharding`; found a `Mesh`",
+    ),
     # Values
+    "no damping": (
+        lambda: lxe.damped_solve(_tall, jnp.ones(5), None),
+        "`damping` must be a real number, but is None",
+    ),
+    "pivoting in the place of rcond": (
+        lambda: lxe.QRMultiply(True),
+        r"`QRMultiply\(pivoting=True\)`",
+    ),
+    "how much acceleration": (
+        _fit(geodesic=0.75),
+        "`geodesic` must be True or False, but is 0.75",
+    ),
     "scale=True": (_fit(scale=True), "`None` or 'jacobian', but is True"),
     "a negative damping": (
         lambda: lxe.damped_solve(_tall, jnp.ones(5), -0.1),
@@ -238,6 +381,20 @@ AT_RUN_TIME = {
             key=jax.random.key(0),
         ).mv(x),
         "tagged tridiagonal, but it is not",
+    ),
+    "semidefinite, but not symmetric": (
+        lambda x: lxe.check_tags(
+            lx.MatrixLinearOperator(
+                jnp.array([[2.0, 1, 0], [0, 2, 0], [0, 0, 2]]),
+                lx.positive_semidefinite_tag,
+            ),
+            key=jax.random.key(0),
+        ).mv(x),
+        "tagged symmetric or semidefinite, but it is not",
+    ),
+    "residuals that are not numbers": (
+        lambda x: optx.least_squares(lambda y, args: jnp.log(y - 2), _fit()(), x).value,
+        "non-?finite",
     ),
     "an entry outside of the pattern": (
         lambda x: lxe.check_pattern(

@@ -75,6 +75,11 @@ class AbstractFactorisedGaussNewton(optx.AbstractGaussNewton[_Y, _Out, _Aux]):
         return (small or self.geodesic) and whole
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        if not jax.tree.leaves(f_struct):
+            raise ValueError(
+                f"`{type(self).__name__}` was given residuals without an array. Does "
+                "the function of `(y, args)` return them?"
+            )
         state = super().init(fn, y, args, options, f_struct, aux_struct, tags)
         if not self._keeps(y, state.f_info, state.descent_state):
             if self.geodesic:

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 import optimistix as optx
 from jaxtyping import PyTree, Scalar, ScalarLike
 
+from .._checks import called
 from .._solver.auto_damped import AutoDampedSolver
 from .._solver.damped import AbstractDampedSolver
 from .._solver.damped_svd import DampedSVD
@@ -31,6 +32,15 @@ _Aux = TypeVar("_Aux")
 def _verbose(verbose: bool | Callable[..., None]) -> Callable[..., None]:
     # What `True` prints is optimistix's to say.
     return optx.LevenbergMarquardt(rtol=0, atol=0, verbose=verbose).verbose
+
+
+def _norm(norm: Callable[[PyTree], Scalar]) -> Callable[[PyTree], Scalar]:
+    if not callable(norm):
+        raise ValueError(
+            f"`norm` must be a function of a pytree; found {called(norm)}. A solver is "
+            "passed by name, as `linear_solver=…`."
+        )
+    return norm
 
 
 def _scaled(scale: Literal["jacobian"] | None, descent: AbstractFactorisedDescent):
@@ -99,8 +109,9 @@ class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
 
     **Raises:**
 
-    As [`lineax_ext.DampedNewtonDescent`][]. With `geodesic=True`, a `ValueError` for
-    `jac="bwd"`, rows on several devices, and parameters or residuals of several dtypes.
+    As [`lineax_ext.DampedNewtonDescent`][]; and a `ValueError` for a `norm` that is no
+    function, for residuals without an array, and with `geodesic=True` for `jac="bwd"`,
+    rows on several devices, and parameters or residuals of several dtypes.
 
     ??? cite "References"
 
@@ -131,7 +142,9 @@ class LevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
     ):
         self.rtol = rtol
         self.atol = atol
-        self.norm = norm
+        self.norm = _norm(norm)
+        if not isinstance(geodesic, bool):
+            raise ValueError(f"`geodesic` must be True or False, but is {geodesic!r}.")
         by = DampedSpectrumDescent if geodesic else DampedNewtonDescent
         self.descent, self.search = _scaled(scale, by(linear_solver))
         self.geodesic = geodesic
@@ -183,7 +196,7 @@ class IndirectLevenbergMarquardt(AbstractFactorisedGaussNewton[_Y, _Out, _Aux]):
     ):
         self.rtol = rtol
         self.atol = atol
-        self.norm = norm
+        self.norm = _norm(norm)
         descent = IndirectDampedNewtonDescent(
             lambda_0=lambda_0, linear_solver=linear_solver, root_finder=root_finder
         )

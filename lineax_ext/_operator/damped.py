@@ -34,6 +34,8 @@ def as_real_inexact(x: ArrayLike, name: str) -> Array:
 
 def check_damping(damping: ScalarLike, name: str = "damping") -> Float[Array, ""]:
     """A real inexact scalar; an error if seen to be negative or not finite."""
+    if damping is None or isinstance(damping, str):
+        raise ValueError(f"`{name}` must be a real number, but is {damping!r}.")
     damping = as_real_inexact(damping, name)
     if damping.shape != ():
         raise ValueError(f"`{name}` must be a scalar, not of shape {damping.shape}.")

@@ -10,7 +10,7 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, ArrayLike, Float, Inexact, PyTree, ScalarLike, Shaped
 
-from .._checks import check_operator
+from .._checks import called, check_operator
 from .._flat import is_complex, ravel, result_dtype, tree_size, unravel
 from .._materialise import as_matrix, as_pytree_operator
 from .._structure.extract import (
@@ -181,6 +181,11 @@ class GramLinearOperator(lx.AbstractLinearOperator):
         As the class itself, and `ValueError` for samples that have no common leading
         axis, no sample, and a `chunk_size` that is not positive.
         """
+        if not callable(fn):
+            raise ValueError(
+                "`GramLinearOperator.from_samples(fn, params, samples)` needs a "
+                f"function of parameters and one sample; found {called(fn)}."
+            )
         params = jtu.tree_map(as_inexact, params)
         samples = jtu.tree_map(jnp.asarray, samples)
         if sample_count(samples) == 0:

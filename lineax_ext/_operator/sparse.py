@@ -48,8 +48,9 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
 
     **Raises:**
 
-    `ValueError` for another number of values than the pattern has entries, and for what
-    is no `Pattern`.
+    `ValueError` for another number of values than the pattern has entries, for what is
+    no `Pattern`, and for a tag that says symmetric or semidefinite where the pattern is
+    not symmetric.
     """
 
     values: Inexact[Array, " entries"]
@@ -60,6 +61,13 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         self, values: Shaped[Array, " entries"], pattern: Pattern, tags: object = ()
     ):
         check_is_pattern(pattern, "SparseMatrixLinearOperator(pattern=…)")
+        if hasattr(values, "todense"):
+            raise ValueError(
+                "`SparseMatrixLinearOperator` needs the `values` of a matrix, an "
+                f"array; found {called(values)}. A `BCOO` is taken by "
+                "`SparseMatrixLinearOperator.from_bcoo(matrix)`; of SciPy's it is "
+                "`matrix.tocsr().sorted_indices().data`."
+            )
         values = jnp.asarray(values)
         if values.shape != (len(pattern),):
             raise ValueError(
@@ -69,6 +77,12 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         if not jnp.issubdtype(values.dtype, jnp.inexact):
             values = values.astype(jnp.zeros(()).dtype)
         self.values, self.pattern, self.tags = values, pattern, tag_set(tags)
+        if any(tag in self.tags for tag in _hermitian) and not _is_symmetric(pattern):
+            raise ValueError(
+                "`SparseMatrixLinearOperator` is tagged symmetric or semidefinite, but "
+                "its pattern is not symmetric. It needs both triangles: of a matrix "
+                "that is stored as its lower one, L + Lᵀ without the diagonal twice."
+            )
 
     @staticmethod
     def from_bcoo(matrix: Any, tags: object = ()) -> "SparseMatrixLinearOperator":
@@ -149,6 +163,15 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         return jax.ShapeDtypeStruct(self.pattern.shape[:1], self.values.dtype)
 
 
+_semidefinite = lx.positive_semidefinite_tag, lx.negative_semidefinite_tag
+_hermitian = lx.symmetric_tag, *_semidefinite
+
+
+@ft.lru_cache(maxsize=64)
+def _is_symmetric(pattern: Pattern) -> bool:
+    return pattern == pattern.T
+
+
 @ft.lru_cache(maxsize=64)
 def _transposed(pattern: Pattern) -> tuple[Pattern, np.ndarray]:
     """The pattern of Aᵀ, and in its order the numbers of the entries of A."""
@@ -218,9 +241,8 @@ def _within(operator: SparseMatrixLinearOperator, lower: int, upper: int) -> boo
 @lx.is_symmetric.register(SparseMatrixLinearOperator)
 def _(operator):
     # Semidefinite is Hermitian, which is symmetric if it is real.
-    semidefinite = (lx.positive_semidefinite_tag, lx.negative_semidefinite_tag)
     tags = (lx.symmetric_tag, lx.diagonal_tag)
-    tags = tags if is_complex(operator.values) else (*tags, *semidefinite)
+    tags = tags if is_complex(operator.values) else (*tags, *_semidefinite)
     return any(tag in operator.tags for tag in tags) or lx.is_diagonal(operator)
 
 

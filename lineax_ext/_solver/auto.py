@@ -11,6 +11,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
+from .._checks import check_state
 from .._flat import ravel, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
@@ -218,6 +219,7 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         vector: PyTree[Array],
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
+        check_state(state, Arranged | _Delegated, self)
         if isinstance(state, Arranged):
             return state.solve(vector)
         # Ā⁻¹ b = conj(A⁻¹ b̄).

@@ -8,6 +8,7 @@ import jax.lax as lax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from .._checks import check_state
 from .._factor.band import Blocks
 from .._factor.block_lu import block_lu, BlockLU
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
@@ -75,6 +76,7 @@ class BlockTridiagonal(lx.AbstractLinearSolver[_BlockTridiagonalState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
+        check_state(state, _BlockTridiagonalState, self)
         factors = state.factors
         if factors is None:
             return vector, lx.RESULTS.successful, {}

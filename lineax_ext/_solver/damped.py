@@ -13,6 +13,7 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
+from .._checks import check_state as check_state
 from .._factor.householder import (
     householder_qr,
     HouseholderQR,
@@ -214,14 +215,6 @@ def unwrap(
     if isinstance(inner, DampedLinearOperator):
         return inner.operator, inner
     return operator, None
-
-
-def check_state(state: Any, expected: type, solver: AbstractDampedSolver) -> None:
-    if not isinstance(state, expected):
-        raise ValueError(
-            f"`state` is not one of `{type(solver).__name__}`; found a "
-            f"`{type(state).__name__}`."
-        )
 
 
 class Damping(eqx.Module):

@@ -10,6 +10,7 @@ import lineax as lx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Inexact, PyTree
 
+from .._checks import check_state
 from .._factor.householder import householder_qr, HouseholderQR, solve_upper
 from .._factor.product import matmul
 from .._factor.rank import default_rcond, is_singular
@@ -94,9 +95,10 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     **Raises:**
 
-    `ValueError` for a negative `rcond`; for an operator between a real and a complex
-    space; with `rows`, for one that is wide, or a `JacobianLinearOperator` with
-    `jac="bwd"`, and for `rows` that name no axis of a mesh.
+    `ValueError` for an `rcond` that is negative or no number; for an operator between a
+    real and a complex space; with `rows`, for one that is wide, or a
+    `JacobianLinearOperator` with `jac="bwd"`, and for `rows` that name no axis of a
+    mesh.
 
     ??? cite "References"
 
@@ -112,6 +114,11 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
 
     def __check_init__(self):
         check_rows(self.rows, "QRMultiply")
+        if isinstance(self.rcond, bool | str):
+            raise ValueError(
+                f"`QRMultiply(rcond={self.rcond!r})` must be a number or `None`. "
+                "Pivoting is asked for by name: `QRMultiply(pivoting=True)`."
+            )
         if isinstance(self.rcond, float | int) and not self.rcond >= 0:
             raise ValueError(f"`QRMultiply(rcond={self.rcond})` must not be negative.")
 
@@ -146,6 +153,7 @@ class QRMultiply(lx.AbstractLinearSolver[_QRMultiplyState]):
         options: dict[str, Any],
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
+        check_state(state, _QRMultiplyState, self)
         qr, core = state.qr, state.core
         k = qr.shape[1]
 

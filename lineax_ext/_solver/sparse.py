@@ -6,6 +6,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import Entries, Sparse
+from .._checks import check_state
 from .._structure.detect import detect_in_shape
 from .._structure.pattern import check_fits, full, Pattern
 from .._tags import definiteness
@@ -46,6 +47,7 @@ class _AbstractSparse(lx.AbstractLinearSolver[Arranged]):
         self, state: Arranged, vector: PyTree[Array], options: dict[str, Any]
     ) -> tuple[PyTree[Array], lx.RESULTS, dict[str, Any]]:
         del options
+        check_state(state, Arranged, self)
         return state.solve(vector)
 
     def transpose(self, state: Arranged, options: dict[str, Any]):
@@ -69,14 +71,13 @@ class SparseLU(_AbstractSparse):
     differentiable any number of times. What is irregular is done once for each pattern,
     in NumPy, while JAX traces: rows are matched so that no zero is on the diagonal, the
     graph is dissected, and its parts are gathered into dense fronts. These are
-    factorised level by level, many at once, with pivoting inside each of them. Where so
-    little fills in that three million operations will do, as for a tree, a narrow band,
-    a circuit or a small grid, a CPU goes through them in a loop that takes 3 ns for
-    one, or 6 for four that stand next to each other, and compiles in a second, for four
-    matrices at once under `vmap`; there rows do not change places. A pivot that
-    is too small is raised, and the residual is taken down by refinement and then by
-    GMRES, with the factors as preconditioner. Where entries are factorised one by one
-    and |L| |D| |U| is of the size of A, no residual has to be looked at.
+    factorised level by level, many at once, with pivoting inside each of them. Where
+    little fills in, as for a tree, a band, a circuit or a grid in the plane, a CPU goes
+    through the entries in one loop, which compiles in a second, for four matrices at
+    once under `vmap`; there rows do not change places. A pivot that is too small is
+    raised, and the residual is taken down by refinement and then by GMRES, with the
+    factors as preconditioner. Where entries are factorised one by one and |L| |D| |U|
+    is of the size of A, no residual has to be looked at.
 
     Rows and columns are scaled by powers of two. A solution has a residual of 64 ε
     (‖A‖ ‖x‖ + ‖b‖) at most; where that cannot be reached, `RESULTS.singular` says so.

@@ -53,7 +53,7 @@ class TaggedLinearSolver(lx.AbstractLinearSolver[Any]):
 
     **Raises:**
 
-    `ValueError` for a `solver` that is none; and what it raises.
+    `ValueError` for a `solver` or a tag that is none; and what the solver raises.
     """
 
     solver: lx.AbstractLinearSolver

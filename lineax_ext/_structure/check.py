@@ -10,8 +10,8 @@ import jax.tree_util as jtu
 import lineax as lx
 from jaxtyping import Array, Bool, Inexact, PRNGKeyArray, PyTree
 
-from .._checks import check_operator
-from .._tags import retagged
+from .._checks import check_key, check_operator
+from .._tags import definiteness, retagged
 from .extract import (
     basis_vector,
     map_chunked,
@@ -133,7 +133,7 @@ def check_tags(
     A violation smaller than √eps of the largest entry passes for rounding; one of
     symmetry, if smaller than √eps of the Frobenius norm. A matrix with non-finite
     entries passes: it is the solver's to report. Positive and negative semidefiniteness
-    are not structural, and are not checked.
+    are not structural, and of them only the symmetry of a real operator is checked.
 
     Works under `jit` and `vmap`; the error comes when the returned operator is used.
 
@@ -155,9 +155,11 @@ def check_tags(
 
     **Raises:**
 
-    `equinox.EquinoxRuntimeError`, an `eqx.error_if`, naming the tag that is a lie.
+    `ValueError` for what is no operator or no key. `equinox.EquinoxRuntimeError`, an
+    `eqx.error_if`, naming the tag that is a lie.
     """
     check_operator(operator, "check_tags")
+    check_key(key, "check_tags")
     read = reader(strip(operator))
     m, n = read.shape
     if m == 0 or n == 0:
@@ -210,5 +212,6 @@ def check_tags(
         error = jnp.abs(jnp.sum(u * av) - jnp.sum(v * au))
         # Either estimates ‖A‖, the Frobenius norm, whatever n is.
         scale = jnp.linalg.norm(av) + jnp.linalg.norm(au)
-        operator = check(operator, error, scale, "symmetric")
+        tag = "symmetric" + " or semidefinite" * bool(definiteness(operator))
+        operator = check(operator, error, scale, tag)
     return operator

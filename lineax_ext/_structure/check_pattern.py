@@ -6,7 +6,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import PRNGKeyArray
 
-from .._checks import check_operator
+from .._checks import check_key, check_operator
 from .check import attach, strip
 from .colour import colour
 from .extract import direction, read_compressed, reader
@@ -51,12 +51,14 @@ def check_pattern(
 
     **Raises:**
 
-    `ValueError` for what is no operator or no pattern, and for one of another shape.
+    `ValueError` for what is no operator, pattern or key, and for a pattern of another
+    shape.
     `equinox.EquinoxRuntimeError`, an `eqx.error_if`, if an entry is missing.
     """
     check_operator(operator, "check_pattern")
     check_is_pattern(pattern, "check_pattern(pattern=…)")
     check_fits(pattern, operator, "check_pattern")
+    check_key(key, "check_pattern")
     name, stripped = type(operator).__name__, strip(operator)
     if 0 in pattern.shape:
         return operator

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.tree_util as jtu
 import lineax as lx
@@ -51,8 +52,9 @@ def infer_pattern(
 
     **Raises:**
 
-    `ValueError` for what is no function, and for a `y` of structures without arrays. A
-    warning, if the matrix is taken to be dense for a primitive without a rule.
+    `ValueError` for what is no function or returns no array, and for a `y` of
+    structures without arrays. A warning, if the matrix is taken to be dense for a
+    primitive without a rule.
 
     ??? cite "Reference"
 
@@ -60,6 +62,10 @@ def infer_pattern(
         Efficient Automatic Differentiation* (2025), arXiv:2501.17737.
     """
     shape, pattern = detect_in_shape(_jacobian(fn, y, args))
+    if shape[0] == 0 and not jtu.tree_leaves(eqx.filter_eval_shape(fn, y, args)):
+        raise ValueError(
+            "`infer_pattern` was given a function of `(y, args)` that returns no array."
+        )
     return full(*shape) if pattern is None else pattern
 
 

@@ -101,7 +101,8 @@ class Pattern:
             raise ValueError(
                 "`Pattern.from_scipy` needs a sparse matrix of SciPy; found "
                 f"{called(matrix)}. That of a dense one is "
-                "`Pattern(*np.nonzero(matrix), matrix.shape)`."
+                "`Pattern(*np.nonzero(matrix), matrix.shape)`, that of a `BCOO` "
+                "`SparseMatrixLinearOperator.from_bcoo(matrix).pattern`."
             )
         matrix = matrix.tocoo()
         if len(matrix.shape) != 2:
@@ -168,7 +169,8 @@ def check_is_pattern(pattern: Any, argument: str) -> None:
         raise ValueError(
             f"`{argument}` must be a `lineax_ext.Pattern`; found {called(pattern)}. "
             "That of a sparse matrix of SciPy is "
-            "`lineax_ext.Pattern.from_scipy(matrix)`."
+            "`lineax_ext.Pattern.from_scipy(matrix)`, that of a dense one "
+            "`lineax_ext.Pattern(*np.nonzero(matrix), matrix.shape)`."
         )
 
 
@@ -206,5 +208,8 @@ def _indices(x: ArrayLike) -> np.ndarray:
     if x.size == 0 and x.ndim == 1:
         return x.astype(np.int32)
     if not np.issubdtype(x.dtype, np.integer):
-        raise ValueError(f"`Pattern` needs integer indices; found {x.dtype}.")
+        raise ValueError(
+            f"`Pattern` needs integer indices; found an array of {x.dtype}, of shape "
+            f"{x.shape}. Those of a mask are `np.nonzero(mask)`."
+        )
     return x
