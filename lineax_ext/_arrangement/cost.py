@@ -88,8 +88,8 @@ def entry_by_entry(plan: Scalar) -> Cost:
 
     CPU time in ms, factorisations of a tree of 10,000, a circuit of 5000, grids of
     32×32 with 2 species, 60×60, 100×100, on a busy machine: 1.3, 2.9, 2.8, 3.4, 13.1
-    (predicted 1.1, 1.8, 2.4, 2.7, 12.3). Solves of the first three and of 100×100: 0.10,
-    0.13, 0.13, 0.44 (0.11, 0.11, 0.12, 0.43).
+    (predicted 1.1, 1.8, 2.4, 2.7, 12.3). Solves of the first three and of the last:
+    0.10, 0.12, 0.13, 0.42 (0.11, 0.11, 0.12, 0.43).
     """
     work = 0.006 * plan.steps + 0.03 * len(plan.pattern) + 0.003 * plan.fill
     return Cost(40 * _COMPILED + work, 20 + 0.009 * len(plan.sweep))
