@@ -29,24 +29,17 @@ def steps(rows: np.ndarray, cols: np.ndarray, places: np.ndarray, n: int) -> np.
     - `rows`, `cols`, `places`: of the entries below the diagonal, by column; those of a
         column are at places next to each other.
     """
-    width, (first, number) = 4, _pieces(cols, 4)
-    if 2 * len(first) > len(cols):
-        width, (first, number) = 1, _pieces(cols, 1)
-    which = np.arange(width)
-    own = rows[np.minimum(first[:, None] + which, len(rows) - 1)]
+    number = np.arange(len(cols)) - np.searchsorted(cols, cols)
+    first = np.flatnonzero(number % 4 == 0)
+    width = 4 if 2 * len(first) <= len(cols) else 1
+    if width == 1:
+        first = np.arange(len(cols))
+    lane = np.arange(width)
+    entry = np.minimum(first[:, None] + lane, len(cols) - 1)
+    there = number[entry] == number[first][:, None] + lane
     # Each lane has its own row beyond: none waits for what another has stored.
-    own = np.where(which < number[:, None], own, n + which)
-    return np.column_stack([cols[first], places[first], own]).astype(np.uint32)
-
-
-def _pieces(cols: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first entry of each step, and how many it has: up to `width`."""
-    start = np.flatnonzero(np.diff(cols, prepend=-1))
-    length = np.diff(np.append(start, len(cols)))
-    pieces = -(-length // width)
-    within = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    first = np.repeat(start, pieces) + width * within
-    return first, np.minimum(width, np.repeat(length, pieces) - width * within)
+    every = np.where(there, rows[entry], n + lane)
+    return np.column_stack([cols[first], places[first], every]).astype(np.uint32)
 
 
 def beyond(steps: np.ndarray, x: Inexact[Array, " n"]) -> Inexact[Array, "rows 1"]:
