@@ -1,5 +1,6 @@
 """LU entry by entry, against dense NumPy."""
 
+import re
 from typing import Any
 
 import equinox as eqx
@@ -216,7 +217,9 @@ def test_several_a_step(symmetric, dtype):
     assert check(matrix, symmetric)
     pattern, values = apart(matrix)
     plan = planned(pattern, symmetric)
-    assert plan.width == 4 and planned(apart(tree(50, 14))[0]).width == 1
+    # A column, a place, and four rows; or one.
+    narrow = planned(apart(tree(50, 14))[0])
+    assert plan.sweep.shape[1] == 6 and narrow.sweep.shape[1] == 3
     b = jnp.asarray(rng.normal(size=(n, 1)).astype(dtype))
     scales = np.arange(1.0, 6).astype(dtype)
     x, good = jax.jit(
@@ -225,6 +228,18 @@ def test_several_a_step(symmetric, dtype):
     expected = np.linalg.solve(matrix, b) / scales[:, None, None]
     assert good.all()
     np.testing.assert_allclose(x, expected, rtol=1e-11)
+
+
+def test_in_place():
+    """A substitution is two loops, of which no step copies the vector."""
+    n = 60
+    pattern, values = apart(10 * np.eye(n) + np.tri(n, k=4) * np.tri(n, k=4).T)
+    plan = planned(pattern)
+    factors = sparse.factor(plan, values)
+    substitute = jax.jit(lambda s, b: scalar.substitute(plan, s, b))
+    text = substitute.lower(factors, jnp.ones((n, 1))).compile().as_text()
+    assert plan.sweep.shape[1] == 6 and text.count(" while(") == 2
+    assert not re.search(rf"f64\[{n + 4},1\]\S* copy\(", text)
 
 
 def test_which_way(monkeypatch):

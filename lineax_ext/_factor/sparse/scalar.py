@@ -18,26 +18,10 @@ from jaxtyping import Array, Bool, Inexact, Real
 
 from ..._structure.pattern import Pattern
 from ..constant import constant
+from .columns import at, backward, beyond, forward, some, steps
 from .elimination import BEYOND, eliminated
-from .runs import sweep
 from .scaling import equilibrated
 from .supernodes import changes, supernodes
-
-
-# No index is negative: looking took a fifth of the time.
-_at = ft.partial(lax.dynamic_index_in_dim, allow_negative_indices=False)
-_number = ft.partial(_at, keepdims=False)
-_some = ft.partial(lax.dynamic_slice_in_dim, allow_negative_indices=False)
-_put = ft.partial(lax.dynamic_update_slice_in_dim, axis=0, allow_negative_indices=False)
-
-
-def _own(width: int, source: Array, x: Array) -> Array:
-    """Zeros in place of what is beyond a step: 8 times where it starts, and how many
-    it has, are `source`."""
-    if width == 1:
-        return x
-    number = lax.broadcasted_iota(jnp.int32, (width, 1), 0)
-    return jnp.where(number < (source & 7), x, 0)
 
 
 class Scalar:
@@ -52,8 +36,7 @@ class Scalar:
     by `supernodes`: it has two rows, one for entries below the diagonal and one for
     those above and on it; or one, those on it and below, of a Hermitian matrix.
 
-    `steps`: how many a factorisation has. `sweep`: those of a substitution, of up to
-    `width` entries.
+    `steps`: how many a factorisation has. `sweep`: those of a substitution.
     """
 
     def __init__(self, pattern: Pattern, symmetric: bool, matched, order, rows, cols):
@@ -78,7 +61,7 @@ class Scalar:
         half = (i <= j) & (not symmetric)
         size = self.supernodes.size + BEYOND
         self.places = (half * size + place).astype(np.int32)
-        self.sweep, self.width = sweep(rows, cols)
+        self.sweep = steps(rows, cols, self.supernodes.below, n)
 
     def __eq__(self, other):
         if not isinstance(other, Scalar):
@@ -136,8 +119,9 @@ def list_of(pattern: Pattern, symmetric: bool = False) -> Scalar | None:
 class ScalarFactors(eqx.Module):
     """What `factor` returns: L D U of the matrix scaled by `row_scale`, `col_scale`.
 
-    `lower` and `upper`: the entries of L and of U, which have a diagonal of ones, and
-    a step's zeros beyond; there is no `upper` where U is the adjoint of L.
+    `entries`: those of L D, and of D U in a second row, at the places of
+    `plan.supernodes`; L and U have a diagonal of ones. There is one row where U is the
+    adjoint of L.
     `reciprocals`: of D.
     `sound`: whether |L| |D| |U| is of the size of A, and no pivot was raised, so that a
     substitution is backward stable as it stands.
@@ -148,9 +132,8 @@ class ScalarFactors(eqx.Module):
     row_scale: Real[Array, " n"]
     col_scale: Real[Array, " n"]
     norms: tuple[Real[Array, ""], Real[Array, ""]]
-    lower: Inexact[Array, " count_and_width"]
+    entries: Inexact[Array, "half size 1"]
     reciprocals: Inexact[Array, " n"]
-    upper: Inexact[Array, " count_and_width"] | None
     sound: Bool[Array, ""]
     failed: Bool[Array, ""]
 
@@ -178,30 +161,33 @@ def factor_entries(plan: Scalar, values: Inexact[Array, " entries"]) -> ScalarFa
     entries = entries.reshape(halves, -1, 1)
     if n > 0:
         entries = eliminated(nodes, least, entries)
-    taken = lambda at, half: entries[half, :, 0].at[at].get(mode="promise_in_bounds")
-    reciprocals = taken(nodes.diagonal, halves - 1)
-    by_column = reciprocals.at[plan.cols].get(mode="promise_in_bounds")
-    lower, right = (taken(nodes.below, half) for half in (0, halves - 1))
-    lower = lower * by_column
+    reciprocals = entries[-1, :, 0].at[nodes.diagonal].get(mode="promise_in_bounds")
     pivots = 1 / jnp.abs(reciprocals)
     sound = ~jnp.any(pivots <= least * (1 + 8 * eps))
     if plan.symmetric:
         # No more needs to be looked at: (|L| |D| |Lᴴ|)ᵢⱼ² ≤ aᵢᵢ aⱼⱼ (Higham: Accuracy
         # and Stability of Numerical Algorithms, 2nd ed., 10.1).
-        upper, failed = None, ~jnp.all(reciprocals.real > 0)
+        failed = ~jnp.all(reciprocals.real > 0)
     else:
-        upper, failed = right * by_column, jnp.array(False)
-        sums = pivots + _gathered(jnp.add, plan.cols, jnp.abs(right), n)
-        below = jnp.abs(lower) * sums.at[plan.cols].get(mode="promise_in_bounds")
-        sums = sums + _gathered(jnp.add, plan.rows, below, n)
-        sound = sound & (jnp.max(sums, initial=0) <= 8 * norms[0])
-    # What a step of a substitution reads beyond the last one is there, too.
-    lower = jnp.pad(lower, (0, plan.width))
-    if upper is not None:
-        upper = jnp.pad(upper, (0, plan.width))
+        failed = jnp.array(False)
+        sound = sound & (_growth(plan, entries, pivots) <= 8 * norms[0])
     return ScalarFactors(
-        values, row_scale, col_scale, norms, lower, reciprocals, upper, sound, failed
+        values, row_scale, col_scale, norms, entries, reciprocals, sound, failed
     )
+
+
+def _growth(
+    plan: Scalar, entries: Inexact[Array, "2 size 1"], pivots: Real[Array, " n"]
+) -> Real[Array, ""]:
+    """‖ |L| |D| |U| ‖ in the maximum norm: a product in place of a substitution."""
+    of_size = lambda half: lambda i, many: jnp.abs(some(entries, half, i, many))
+    ones = beyond(plan.sweep, jnp.ones_like(pivots))
+    size = beyond(plan.sweep, pivots)
+    minus = lambda _: jnp.asarray([[-1]], pivots.dtype)
+    sums = backward(plan.sweep, of_size(1), lambda _, i: at(ones, i), minus, size)
+    each = -sums / jnp.where(size > 0, size, 1)
+    sums = forward(plan.sweep, of_size(0), lambda _, j: at(each, j), sums)
+    return jnp.max(sums[: len(pivots)], initial=0)
 
 
 def _gathered(
@@ -216,10 +202,13 @@ def _gathered(
     if len(index) == 0:
         return jnp.zeros((size,), x.dtype)
     places = constant(index.astype(np.int32))
+    # No index is negative: looking took a fifth of the time.
+    at = ft.partial(lax.dynamic_index_in_dim, allow_negative_indices=False)
+    put = ft.partial(lax.dynamic_update_slice, allow_negative_indices=False)
 
     def step(k, out):
-        i = _number(places, k)
-        return _put(out, combine(_at(out, i), _at(x, k)), i)
+        i = at(places, k, keepdims=False)
+        return put(out, combine(at(out, i), at(x, k)), (i,))
 
     out = jnp.zeros((size,), x.dtype)
     return lax.fori_loop(jnp.int32(0), jnp.int32(len(index)), step, out)
@@ -232,53 +221,41 @@ def substitute(
     transpose: bool = False,
 ) -> Inexact[Array, "n columns"]:
     """M⁻¹ b, or M⁻ᵀ b, of what was factorised: O(fill) a column."""
-    lower, upper = factors.lower, factors.upper
-    if upper is None:
-        upper = jnp.conj(lower)
+    halves, n = len(factors.entries), len(factors.reciprocals)
     row_scale, col_scale = factors.row_scale, factors.col_scale
     rows, cols = plan.row_order, plan.col_order
     if transpose:
-        lower, upper = upper, lower
         row_scale, col_scale = col_scale, row_scale
         rows, cols = cols, rows
-    b = b * row_scale[:, None].astype(b.dtype)
+
+    def triangle(upper: bool):
+        """L D, or D U, or those of the transposed."""
+        adjoint = plan.symmetric and upper != transpose
+        half = min(int(upper != transpose), halves - 1)
+
+        def entries(first, many):
+            x = some(factors.entries, half, first, many)
+            return jnp.conj(x) if adjoint else x
+
+        return entries
+
     reciprocals = factors.reciprocals[:, None]
-    width, count = plan.width, len(plan.sweep[0])
-    places = [jnp.asarray(x) for x in plan.sweep]
-    beyond = lambda x: jnp.pad(x, [(0, width), (0, 0)])
-    lower, upper = lower[:, None], upper[:, None]
+    divided = lambda x, j: at(x, j) * at(reciprocals, j)
 
     def swept(b):
-        def some(entries, k):
-            """Those of step k, the first of their rows, and their column; `source`."""
-            row, column, source = (_number(x, k) for x in places)
-            # Without a look at `source`, if it is k.
-            at = k if width == 1 else source >> 3
-            return _some(entries, at, width), row, column, source
+        x = beyond(plan.sweep, b)
+        x = forward(plan.sweep, triangle(False), divided, x)
+        x = beyond(plan.sweep, x[:n, 0] * factors.reciprocals)
+        scale = lambda j: at(reciprocals, j)
+        x = backward(plan.sweep, triangle(True), at, scale, x)
+        return x[:n, 0]
 
-        def up(k, b):
-            entries, row, column, source = some(lower, k)
-            change = _own(width, source, entries * _at(b, column))
-            return _put(b, _some(b, row, width) - change, row)
-
-        def down(k, b):
-            entries, row, column, source = some(upper, count - 1 - k)
-            change = _own(width, source, entries * _some(b, row, width))
-            total = jnp.sum(change, axis=0, keepdims=True)
-            return _put(b, _at(b, column) - total, column)
-
-        if count == 0:
-            return b * reciprocals
-        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), up, beyond(b))
-        b = b * beyond(reciprocals)
-        b = lax.fori_loop(jnp.int32(0), jnp.int32(count), down, b)
-        return b[: len(reciprocals)]
-
+    b = b * row_scale[:, None].astype(b.dtype)
     b = b.at[rows].get(mode="promise_in_bounds")
     if b.shape[1] == 1:
-        b = swept(b)
+        b = swept(b[:, 0])[:, None]
     else:
         # A step that changes a row of several is no longer compiled into the loop.
-        b = lax.map(lambda column: swept(column[:, None])[:, 0], b.T).T
+        b = lax.map(swept, b.T).T
     b = b.at[np.argsort(cols)].get(mode="promise_in_bounds")
     return b * col_scale[:, None].astype(b.dtype)
