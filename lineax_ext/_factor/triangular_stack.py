@@ -50,16 +50,17 @@ def _block_size(n: int, dtype: Any) -> int:
 
 
 def _is_looped(n: int) -> bool:
-    """Whether the panels of [R₁; R₂] are taken in a loop, of narrow ones.
+    """Whether the panels of [R₁; R₂] are taken in loops, of narrow ones.
 
-    It compiles in half a second, where up to 16 panels take 3 to 6 s: as long as 170
-    dampings with n = 1000, or a thousand with n = 600, make up for. (One takes 1.2 to
-    1.5 times as long, but for n = 2000, where there is no difference.)
+    These compile in half a second to one, where up to 16 panels take 1 to 3 s. One
+    damping takes 1.2 to 1.3 times as long for n of 200 to 350, which thousands make up
+    for, and is as fast for n = 150 and above 350.
     """
     return n > _most_unrolled and jax.default_backend() == "cpu"
 
 
 _most_unrolled = 130
+# Up to this n, loops over panels of like height are faster than one over chunks.
 _most_by_height = 350
 
 
