@@ -9,8 +9,8 @@ A path of dampings, min ‖A x − b‖² + λ ‖x‖² for each λ in turn by 
 
 The factorisation is part of the time of each side. Then that second QR on its own, as
 `damped_solve` uses it on a state: the one that knows of the two triangles, against
-LAPACK on the dense 2n×n stack. Here the compile time matters, too: the panels of the
-former are unrolled from n = 100 to 350.
+LAPACK on the dense 2n×n stack. Here the compile time matters, too: that of up to three
+loops over panels.
 
 Every solution is compared with NumPy's SVD: ‖x − x_ref‖ / ‖x_ref‖, the largest over the
 path. `throw=False` on both sides.

@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.lax as lax
 import jax.numpy as jnp
@@ -21,57 +20,12 @@ from .looped_qr import (
     add_rows,
     add_triangle,
     block,
-    LoopedStackQR,
     padded,
     triangle_of,
-    triangle_on_triangle,
     wide_block,
 )
+from .panels import Panels, TriangularStackQR
 from .product import matmul
-
-
-class _Panel(eqx.Module):
-    """Q of one panel, I − V T Vᴴ with V = [I; V₂], on w rows of the top and e below."""
-
-    v2t: Inexact[Array, "w e"]
-    t: Inexact[Array, "w w"]
-
-    def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        y = matmul(jnp.conj(self.t.T), top + matmul(jnp.conj(self.v2t), bottom))
-        return top - y, bottom - matmul(self.v2t.T, y)
-
-    def q_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        y = matmul(self.t, top + matmul(jnp.conj(self.v2t), bottom))
-        return top - y, bottom - matmul(self.v2t.T, y)
-
-
-class TriangularStackQR(eqx.Module):
-    """The factors of [R₁; R₂], as returned by `triangular_stack_qr`."""
-
-    rt: Inexact[Array, "n n"]
-    panels: tuple[_Panel, ...]
-
-    def q_adjoint_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """Q̃ᴴ (top, bottom), for Q̃ square."""
-        out, start = [top[:0]], 0
-        for panel in self.panels:
-            w, e = panel.v2t.shape
-            upper, lower = panel.q_adjoint_multiply(top[start : start + w], bottom[:e])
-            out.append(upper)
-            bottom = jnp.concatenate([lower, bottom[e:]])
-            start += w
-        return jnp.concatenate(out), bottom
-
-    def q_multiply(self, top: Array, bottom: Array) -> tuple[Array, Array]:
-        """Q̃ (top, bottom), for Q̃ square."""
-        out, stop = [top[:0]], top.size
-        for panel in reversed(self.panels):
-            w, e = panel.v2t.shape
-            upper, lower = panel.q_multiply(top[stop - w : stop], bottom[:e])
-            out.append(upper)
-            bottom = jnp.concatenate([lower, bottom[e:]])
-            stop -= w
-        return jnp.concatenate(out[::-1]), bottom
 
 
 # OpenBLAS, the LAPACK of JAX on a CPU, calls its threads for larger panels. For 25 ms
@@ -96,16 +50,18 @@ def _block_size(n: int, dtype: Any) -> int:
 
 
 def _is_looped(n: int) -> bool:
-    """Whether the panels of [R₁; R₂] are taken in a loop, of narrow ones.
+    """Whether the panels of [R₁; R₂] are taken in loops, of narrow ones.
 
-    It compiles in half a second, where up to 16 panels take 3 to 6 s: as long as 170
-    dampings with n = 1000, or a thousand with n = 600, make up for. (One takes 1.2 to
-    1.5 times as long, but for n = 2000, where there is no difference.)
+    These compile in half a second to one, where up to 16 panels take 1 to 3 s. One
+    damping takes 1.2 to 1.3 times as long for n of 200 to 350, which thousands make up
+    for, and is as fast for n = 150 and above 350.
     """
     return n > _most_unrolled and jax.default_backend() == "cpu"
 
 
-_most_unrolled = 350
+_most_unrolled = 130
+# Up to this n, loops over panels of like height are faster than one over chunks.
+_most_by_height = 350
 
 
 # Up to this n, one call of LAPACK for all of [S; √λ I] is faster, and compiles faster.
@@ -149,7 +105,7 @@ def _stack_qr(
     block: int,
     *,
     triangular: bool,
-) -> tuple[Inexact[Array, "c n"], tuple[_Panel, ...]]:
+) -> tuple[Inexact[Array, "c n"], tuple[Panels, ...]]:
     """[R₁; B] = Q̃ [R̃; 0]: R̃ᵀ and Q̃, of R₁ᵀ and Bᵀ, R₁ upper triangular.
 
     `triangular`: whether B is, too. Rows of the transposes past the n-th are further
@@ -172,7 +128,7 @@ def _stack_qr(
         householder, taus = householder_qr(stack.T)
         v2t = householder[w:].T
         t = compact_wy(v2t, taus)
-        panels.append(_Panel(v2t, t))
+        panels.append(Panels(v2t[None], t[None], (start,), (0,)))
 
         above = jnp.zeros((start, w), rt.dtype)
         finished = jnp.tril(householder[:w].T)
@@ -189,7 +145,7 @@ def _stack_qr(
 @jax.jit
 def triangular_stack_qr(
     top: Inexact[Array, "n n"], bottom: Inexact[Array, "n n"]
-) -> TriangularStackQR | LoopedStackQR:
+) -> TriangularStackQR:
     """Householder QR of [R₁; R₂], both upper triangular: Q̃ [R̃; 0].
 
     2n³/3 flops, where a dense QR takes 10n³/3. Only the upper triangles are read.
@@ -205,11 +161,15 @@ def triangular_stack_qr(
     """
     rt, bt = jnp.tril(top.T), jnp.tril(bottom.T)
     if _is_looped(top.shape[0]):
-        return triangle_on_triangle(rt, bt, wide_block, _largest_panel(rt.dtype))
-    rt, panels = _stack_qr(
-        rt, bt, _block_size(top.shape[0], top.dtype), triangular=True
-    )
-    return TriangularStackQR(rt, panels)
+        return TriangularStackQR(*_looped(rt, bt, top.shape[0], keep=True))
+    block = _block_size(top.shape[0], top.dtype)
+    return TriangularStackQR(*_stack_qr(rt, bt, block, triangular=True))
+
+
+def _looped(rt: Array, bt: Array, n: int, *, keep: bool = False):
+    width = block if n <= _most_by_height else wide_block
+    most = _largest_panel(rt.dtype)
+    return add_triangle(rt, bt, n, width, most, by_height=width == block, keep=keep)
 
 
 def condense(
@@ -351,13 +311,10 @@ def solve_condensed(
         householder, _ = householder_qr(stack.T)
         return solve_upper(householder[:n, :n], householder[:n, n])
     top, bottom = jnp.where(swapped, root_eye, st), jnp.where(swapped, st, root_eye)
-    if looped or _is_looped(n):
-        width = wide_block if _is_looped(n) else block
-        fill = -(n + 1) % width + 1
-        square = lambda x: jnp.pad(padded(x, width), ((0, 0), (0, fill)))
-        most = _largest_panel(st.dtype)
-        rt, _ = add_triangle(square(top), square(bottom), n, width, most)
-        rt = rt[:, :n]
+    if looped:
+        rt, _ = add_triangle(top, bottom, n, block, _largest_panel(st.dtype))
+    elif _is_looped(n):
+        rt, _ = _looped(top, bottom, n)
     else:
         rt, _ = _stack_qr(top, bottom, _block_size(n, st.dtype), triangular=True)
     return solve_upper(rt[:n].T, rt[n])

@@ -14,14 +14,13 @@ from .._factor.householder import (
     solve_lower_transposed,
     solve_upper,
 )
-from .._factor.looped_qr import LoopedStackQR
+from .._factor.panels import TriangularStackQR
 from .._factor.rank import default_rcond, is_singular
 from .._factor.triangular_stack import (
     is_long,
     is_small,
     solve_condensed,
     triangular_stack_qr,
-    TriangularStackQR,
 )
 from .._factor.tsqr import TSQR, tsqr
 from .._flat import freeze, FrozenStructure, thaw, unravel
@@ -51,7 +50,7 @@ class _DampedCore(eqx.Module):
     """
 
     damping: Damping
-    qr: TriangularStackQR | LoopedStackQR
+    qr: TriangularStackQR
     swapped: Bool[Array, ""]
 
     def order(self, upper: Array, lower: Array) -> tuple[Array, Array]:
