@@ -423,6 +423,26 @@ def test_no_value_removes_an_entry(value):
     np.testing.assert_array_equal(found, expected)
 
 
+class _Holds(eqx.Module):
+    weights: jax.Array
+
+    def __call__(self, y, args):
+        return args * y + self.weights * y[::-1]
+
+
+@pytest.mark.parametrize("jac", (None, "bwd"))
+def test_what_is_held_and_handed_over(jac):
+    """An array that is an argument, too, is no constant: it may be another one."""
+    weights = jnp.array([0.0, 1.0, 2.0])
+    operator = lx.JacobianLinearOperator(
+        _Holds(weights), weights, weights, jac=jac, closure_convert=False
+    )
+    found = detection.detect(operator)
+    assert found is not None
+    expected = np.eye(3, dtype=bool) | np.eye(3, dtype=bool)[:, ::-1]
+    np.testing.assert_array_equal(dense(found), expected)
+
+
 #
 # Colours
 #
