@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from hypothesis import given, HealthCheck, settings
+from jax.ad_checkpoint import checkpoint_name
 from programs import PROGRAMS, run, SHAPE
 from referee import nonzeros
 
@@ -130,6 +131,7 @@ KNOWN = {
         ).reshape(-1),
         np.kron(np.tril(np.ones((4, 4), bool)), np.eye(3, dtype=bool)),
     ),
+    "named": (lambda y: checkpoint_name(2 * y, "twice"), EYE),
     "what does not reach it": (
         lambda y: jnp.concatenate([outside(y[:4]), y[4:]]),
         EYE | (np.arange(N)[:, None] < 4) & (np.arange(N) < 4),
@@ -280,7 +282,23 @@ def rounded(y):
 
 rounded.defjvp(lambda p, t: (rounded(*p), t[0][::-1]))
 
+
+def cube_roots(x):
+    derivative = lambda fn: jax.jvp(fn, (jnp.ones_like(x),), (jnp.ones_like(x),))[1]
+    return lax.custom_root(
+        lambda y: y**3 - x,
+        jnp.ones_like(x),
+        lambda fn, y: jnp.cbrt(x),
+        lambda fn, b: b / derivative(fn),
+    )
+
+
 FAMILIES = {
+    "roots": (cube_roots, (3,)),
+    "means": (
+        jax.vmap(jax.vmap(lambda x: x - lax.pmean(x, "line"), axis_name="line")),
+        (2, 3),
+    ),
     "products of columns": (products, (2, 3)),
     "cholesky": (lambda x: jnp.linalg.cholesky(spd(x)), (2, 3, 3)),
     "lu": (lambda x: lax.linalg.lu(x)[0], (2, 3, 3)),

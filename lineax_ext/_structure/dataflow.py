@@ -38,6 +38,7 @@ _calls = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "linear_call": "callee",
     "composite": "jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # from jax 0.12 on
 }
 
 
