@@ -478,6 +478,7 @@ def test_colours(by):
             own = lines[:, found.colours == number]
             assert own.sum(axis=1).max(initial=0) <= 1
         assert found.colours.max(initial=-1) < found.count or lines.shape[1] == 0
+        assert np.all((found.colours >= 0) | ~lines.any(axis=0))
 
 
 def test_what_another_thread_takes_out_of_the_cache(monkeypatch):
