@@ -198,10 +198,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 return Arranged.of(operator, arrangement, entries)
             solver = lx.Cholesky()
         elif self.well_posed is False:
+            solver = QRMultiply(pivoting=True)
             # Of a matrix without entries lineax asks for the largest one.
-            square = m == n > 0 and pattern is not None
-            is_diagonal = square and pattern.bandwidth == (0, 0)
-            solver = lx.Diagonal() if is_diagonal else QRMultiply(pivoting=True)
+            if m == n > 0 and pattern is not None and pattern.bandwidth == (0, 0):
+                solver = lx.Diagonal()
         else:
             solver = QRMultiply()
         # Once more for what the operator closes over.
