@@ -95,6 +95,9 @@ def damped_solve(
             "`damped_solve` was given a damping twice: use `solver=DampedQR()`."
         )
     check_vector(vector, operator, "damped_solve")
+    # `lx.linear_solve` takes no float32 for a float64.
+    cast = lambda x, s: jnp.asarray(x).astype(s.dtype)
+    vector = jtu.tree_map(cast, vector, operator.out_structure())
     damped = DampedLinearOperator(operator, damping, scale)  # raises what it can see
     unchecked = throw and any(
         isinstance(x, Tracer) for x in jtu.tree_leaves((damped.damping, damped.scale))

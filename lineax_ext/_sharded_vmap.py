@@ -64,7 +64,8 @@ def sharded_vmap(
 
     `ValueError` for `lanes` that name no axis of a mesh, for a number of lanes that is
     no multiple of the number of devices, for `in_axes` that the arguments do not have,
-    and on differentiating from outside.
+    on a mesh of `jax.sharding.AxisType.Explicit` for arrays that are not split as
+    `lanes` says, and on differentiating from outside.
     """
     check_sharding(lanes, "sharded_vmap(lanes=...)")
     axes = axes_of(lanes)

@@ -430,6 +430,25 @@ def test_scaling_is_not_singularity():
     assert_close(lx.linear_solve(operator, b, SOLVER).value, np.ones(12), 1e-11)
 
 
+@pytest.mark.parametrize("well_posed", (None, False))
+def test_a_transpose_of_less_precision(well_posed):
+    """From float32 to float64: a cotangent has less precision than the entries."""
+    solver = lxe.AutoStructuredLinearSolver(well_posed)
+    a = np.diag(np.arange(1.0, 5.0))
+    fn = lambda y, _: a @ y.astype(np.float64)
+    operator = lx.JacobianLinearOperator(fn, jnp.ones(4, np.float32))
+    transpose, *_ = turned(solver, operator)
+    x, *_ = solver.compute(transpose, jnp.arange(4, dtype=np.float32), {})
+    assert x.dtype == np.float64
+    assert_close(x, np.linalg.solve(a.T, np.arange(4.0)), 1e-12)
+
+
+def test_no_unknowns():
+    solver = lxe.AutoStructuredLinearSolver(well_posed=False)
+    empty = lxe.SparseMatrixLinearOperator(jnp.zeros(0), lxe.Pattern([], [], (0, 0)))
+    assert lx.linear_solve(empty, jnp.zeros(0), solver).value.shape == (0,)
+
+
 def test_well_posed():
     singular = lambda y, _: jnp.concatenate([jnp.zeros(1), jnp.exp(y[1:])])
     dependent = lambda y, _: jnp.concatenate([tridiagonal(y)[:-1], y[:1] * 0])

@@ -370,6 +370,16 @@ def test_symmetric_tolerance_does_not_grow(n):
     assert len(found) >= 9
 
 
+@pytest.mark.parametrize(
+    "tag, message", ((DIAGONAL, "diagonal"), (TRIDIAGONAL, "tridiagonal"))
+)
+def test_a_lie_inside_of_a_tagged_sum(tag, message):
+    inner = matrix_operator(normal((N, N)), tag) + matrix_operator(np.eye(N), tag)
+    operator = lx.TaggedLinearOperator(inner, tag)
+    with _raises(message):
+        lxe.check_tags(operator, key=KEY).mv(jnp.ones(N))
+
+
 def test_native_operators():
     diagonal, off = jnp.asarray(normal((N,))), jnp.asarray(normal((N - 1,)))
     struct = jax.ShapeDtypeStruct((N,), np.float64)

@@ -685,6 +685,12 @@ def test_damp_of_a_turned_state(solver):
             solver.damp(state, 1.0)
 
 
+def test_vector_of_less_precision():
+    less = vector.astype(np.float32)
+    out = lxe.damped_solve(operator, less, 2.0).value
+    assert_close(out, lstsq(operator.matrix, less.astype(np.float64), 2.0), 1e-12)
+
+
 def test_integer_damping():
     out = lxe.damped_solve(operator, vector, 2).value
     assert_close(out, lstsq(operator.matrix, vector, 2.0), 1e-12)

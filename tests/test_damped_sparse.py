@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from helpers import slow
 
 import lineax_ext as lxe
+from lineax_ext._solver.damped_sparse import as_sparse
 
 
 def problem():
@@ -161,6 +162,23 @@ def test_wrong_pattern():
         lxe.damped_solve(operator, jnp.ones(3), 1.0, solver)
     with pytest.raises(ValueError, match="str"):
         lxe.DampedSparse("pattern")  # pyright: ignore
+
+
+@pytest.mark.parametrize("jac", (None, "bwd"))
+def test_a_dense_row_beside_what_is_read_by_rows(jac):
+    """It is in no sum of the others, which are read by rows where these are fewer."""
+
+    def fn(y, _):
+        z = y**2
+        return jnp.concatenate([z.reshape(4, 40).sum(1), jnp.sum(z, keepdims=True)])
+
+    y = np.random.default_rng(0).normal(size=160)
+    operator = lx.JacobianLinearOperator(fn, jnp.asarray(y), jac=jac)
+    expected = (
+        2 * y * np.concatenate([np.kron(np.eye(4), np.ones(40)), np.ones((1, 160))])
+    )
+    found = as_sparse(operator, None).as_matrix()
+    np.testing.assert_allclose(found, expected, rtol=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 from hypothesis import given, HealthCheck, settings
+from jax.ad_checkpoint import checkpoint_name
 from programs import PROGRAMS, run, SHAPE
 from referee import nonzeros
 
@@ -130,6 +131,7 @@ KNOWN = {
         ).reshape(-1),
         np.kron(np.tril(np.ones((4, 4), bool)), np.eye(3, dtype=bool)),
     ),
+    "named": (lambda y: checkpoint_name(2 * y, "twice"), EYE),
     "what does not reach it": (
         lambda y: jnp.concatenate([outside(y[:4]), y[4:]]),
         EYE | (np.arange(N)[:, None] < 4) & (np.arange(N) < 4),
@@ -280,7 +282,23 @@ def rounded(y):
 
 rounded.defjvp(lambda p, t: (rounded(*p), t[0][::-1]))
 
+
+def cube_roots(x):
+    derivative = lambda fn: jax.jvp(fn, (jnp.ones_like(x),), (jnp.ones_like(x),))[1]
+    return lax.custom_root(
+        lambda y: y**3 - x,
+        jnp.ones_like(x),
+        lambda fn, y: jnp.cbrt(x),
+        lambda fn, b: b / derivative(fn),
+    )
+
+
 FAMILIES = {
+    "roots": (cube_roots, (3,)),
+    "means": (
+        jax.vmap(jax.vmap(lambda x: x - lax.pmean(x, "line"), axis_name="line")),
+        (2, 3),
+    ),
     "products of columns": (products, (2, 3)),
     "cholesky": (lambda x: jnp.linalg.cholesky(spd(x)), (2, 3, 3)),
     "lu": (lambda x: lax.linalg.lu(x)[0], (2, 3, 3)),
@@ -423,6 +441,26 @@ def test_no_value_removes_an_entry(value):
     np.testing.assert_array_equal(found, expected)
 
 
+class _Holds(eqx.Module):
+    weights: jax.Array
+
+    def __call__(self, y, args):
+        return args * y + self.weights * y[::-1]
+
+
+@pytest.mark.parametrize("jac", (None, "bwd"))
+def test_what_is_held_and_handed_over(jac):
+    """An array that is an argument, too, is no constant: it may be another one."""
+    weights = jnp.array([0.0, 1.0, 2.0])
+    operator = lx.JacobianLinearOperator(
+        _Holds(weights), weights, weights, jac=jac, closure_convert=False
+    )
+    found = detection.detect(operator)
+    assert found is not None
+    expected = np.eye(3, dtype=bool) | np.eye(3, dtype=bool)[:, ::-1]
+    np.testing.assert_array_equal(dense(found), expected)
+
+
 #
 # Colours
 #
@@ -440,6 +478,7 @@ def test_colours(by):
             own = lines[:, found.colours == number]
             assert own.sum(axis=1).max(initial=0) <= 1
         assert found.colours.max(initial=-1) < found.count or lines.shape[1] == 0
+        assert np.all((found.colours >= 0) | ~lines.any(axis=0))
 
 
 def test_what_another_thread_takes_out_of_the_cache(monkeypatch):

@@ -327,6 +327,18 @@ def test_what_is_known_is_not_looked_for():
     assert_close(known_entries(operator, full), blocks.toarray().reshape(-1), 0)
 
 
+@pytest.mark.parametrize("half_bandwidth", (0, 1))
+def test_entries_at_hand_are_not_applied_for(half_bandwidth, monkeypatch):
+    matrix = np.tril(np.triu(normal((9, 9)), -half_bandwidth), 1) + 4 * np.eye(9)
+    matrix = matrix if half_bandwidth else np.diag(np.diagonal(matrix))
+    operator, b = sparse_operator(matrix), normal((9,))
+    solver = lxe.AutoStructuredLinearSolver()
+    monkeypatch.setattr(lxe.SparseMatrixLinearOperator, "mv", None)
+    state = solver.init(operator, {})
+    x, *_ = solver.compute(state, jnp.asarray(b), {})
+    assert_close(x, np.linalg.solve(matrix, b), 1e-13)
+
+
 #
 # What is given
 #

@@ -4,13 +4,11 @@ import functools as ft
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from .._factor.band import block_size, pack_band
 from .._factor.block_lu import block_lu
 from . import cost
 from .arrangement import AbstractArrangement
-from .entries import ZERO
 from .ordering import cuthill_mckee
 
 
@@ -24,9 +22,10 @@ class Band(AbstractArrangement):
         self.order = order
         n, _ = pattern.shape
         self.rows = order.row_places[pattern.rows]
-        self.offsets = order.column_places[pattern.cols] - self.rows
-        self.lower = int(-self.offsets.min(initial=0))
-        self.upper = int(self.offsets.max(initial=0))
+        self.columns = order.column_places[pattern.cols]
+        offsets = self.columns - self.rows
+        self.lower = int(-offsets.min(initial=0))
+        self.upper = int(offsets.max(initial=0))
         self.half_bandwidth = max(self.lower, self.upper)
         self.block = block_size(self.half_bandwidth)
         self.cost = cost.block_tridiagonal(-(-n // self.block), self.block)
@@ -36,15 +35,8 @@ class Band(AbstractArrangement):
         return cls(pattern, cuthill_mckee(pattern).order)
 
     def factor(self, entries):
-        n, _ = self.pattern.shape
-        layout = np.full((self.lower + self.upper + 1, n), ZERO)
-        layout[self.offsets + self.lower, self.rows] = np.arange(len(self.pattern))
-        diagonals = entries.laid_out(layout)
-        band = {
-            d: diagonals[d + self.lower, max(0, -d) : n - max(0, d)]
-            for d in range(-self.lower, self.upper + 1)
-        }
-        return _factor(band, n, self.block)
+        band = entries.diagonals(self.rows, self.columns, self.lower, self.upper)
+        return _factor(band, self.pattern.shape[0], self.block)
 
     def solve(self, factors, b, transposed):
         (n,) = b.shape

@@ -48,7 +48,25 @@ class Entries:
 
     def band(self, lower: int, upper: int) -> dict[int, Inexact[Array, " length"]]:
         """The diagonals −`lower`, …, `upper`, where the pattern has no others."""
-        return read_band(reader(self.operator), lower, upper)
+        if self.pattern is None or known_pattern(self.operator) is None:
+            return read_band(reader(self.operator), lower, upper)
+        rows, cols = self.pattern.rows, self.pattern.cols
+        return self.diagonals(rows, cols, lower, upper)
+
+    def diagonals(
+        self, rows: np.ndarray, cols: np.ndarray, lower: int, upper: int
+    ) -> dict[int, Inexact[Array, " length"]]:
+        """As `band`, where entry number e is moved to row `rows[e]`, column `cols[e]`
+        of a square matrix."""
+        assert self.pattern is not None
+        n, _ = self.pattern.shape
+        layout = np.full((lower + upper + 1, n), ZERO)
+        layout[cols - rows + lower, rows] = np.arange(len(self.pattern))
+        found = self.laid_out(layout)
+        return {
+            d: found[d + lower, max(0, -d) : n - max(0, d)]
+            for d in range(-lower, upper + 1)
+        }
 
     def matrix(self) -> Inexact[Array, "m n"]:
         """The dense matrix, by as many applications as the pattern needs colours."""

@@ -2,11 +2,9 @@
 
 import jax.lax as lax
 import jax.numpy as jnp
-import numpy as np
 
 from .arrangement import AbstractArrangement
 from .cost import Cost
-from .entries import ZERO
 from .ordering import cuthill_mckee, natural
 
 
@@ -33,14 +31,12 @@ class Tridiagonal(AbstractArrangement):
         n, _ = self.pattern.shape
         if self.order.natural:
             band = entries.band(*self.pattern.bandwidth)
-            zeros = jnp.zeros((n - 1,), band[0].dtype)
-            return band.get(-1, zeros), band[0], band.get(1, zeros)
-        rows = self.order.row_places[self.pattern.rows]
-        columns = self.order.column_places[self.pattern.cols]
-        layout = np.full((3, n), ZERO)
-        layout[columns - rows + 1, rows] = np.arange(len(self.pattern))
-        lower, diagonal, upper = entries.laid_out(layout)
-        return lower[1:], diagonal, upper[:-1]
+        else:
+            rows = self.order.row_places[self.pattern.rows]
+            columns = self.order.column_places[self.pattern.cols]
+            band = entries.diagonals(rows, columns, 1, 1)
+        zeros = jnp.zeros((n - 1,), band[0].dtype)
+        return band.get(-1, zeros), band[0], band.get(1, zeros)
 
     def solve(self, factors, b, transposed):
         lower, diagonal, upper = factors[::-1] if transposed else factors

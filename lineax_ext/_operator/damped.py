@@ -181,25 +181,12 @@ class DampedLinearOperator(lx.AbstractLinearOperator):
         return self.operator.out_structure(), self.operator.in_structure()
 
 
-@lx.linearise.register(DampedLinearOperator)
-def _(operator):
-    return DampedLinearOperator(
-        lx.linearise(operator.operator), operator.damping, operator.scale
-    )
+for _of_inner in (lx.linearise, lx.materialise, lx.conj):
 
-
-@lx.materialise.register(DampedLinearOperator)
-def _(operator):
-    return DampedLinearOperator(
-        lx.materialise(operator.operator), operator.damping, operator.scale
-    )
-
-
-@lx.conj.register(DampedLinearOperator)
-def _(operator):
-    return DampedLinearOperator(
-        lx.conj(operator.operator), operator.damping, operator.scale
-    )
+    @_of_inner.register(DampedLinearOperator)
+    def _(operator, of_inner=_of_inner):
+        inner = of_inner(operator.operator)
+        return DampedLinearOperator(inner, operator.damping, operator.scale)
 
 
 @lx.diagonal.register(DampedLinearOperator)

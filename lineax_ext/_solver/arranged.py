@@ -12,7 +12,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import AbstractArrangement, Entries
-from .._flat import ravel, thaw, unravel
+from .._flat import ravel, result_dtype, thaw, unravel
 from .._result import result_of
 from .orientation import orient, Orientation
 
@@ -40,9 +40,11 @@ class Arranged(eqx.Module):
         orientation = self.orientation
         # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = jnp.conj if orientation.conjugated else lambda x: x
-        b, transposed = conj(ravel(vector)), orientation.transposed
-        x, singular = _solve(self.arrangement, self.factors, b, transposed)
         structures = orientation.in_structure, orientation.out_structure
+        # A transposed operator may be handed less precision than its entries have.
+        b = conj(ravel(vector)).astype(result_dtype(thaw(structures[1])))
+        transposed = orientation.transposed
+        x, singular = _solve(self.arrangement, self.factors, b, transposed)
         x = unravel(conj(x), thaw(structures[transposed]))
         return x, result_of(singular), {}
 

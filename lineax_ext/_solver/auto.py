@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
 from .._checks import check_state
-from .._flat import ravel, thaw, unravel
+from .._flat import ravel, result_dtype, thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
 from .._structure.extract import untagged
@@ -199,8 +199,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
                 return Arranged.of(operator, arrangement, entries)
             solver = lx.Cholesky()
         elif self.well_posed is False:
-            is_diagonal = m == n and pattern is not None and pattern.bandwidth == (0, 0)
-            solver = lx.Diagonal() if is_diagonal else QRMultiply(pivoting=True)
+            solver = QRMultiply(pivoting=True)
+            # Of a matrix without entries lineax asks for the largest one.
+            if m == n > 0 and pattern is not None and pattern.bandwidth == (0, 0):
+                solver = lx.Diagonal()
         else:
             solver = QRMultiply()
         # Once more for what the operator closes over.
@@ -228,8 +230,10 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if orientation is None:
             x, result, _ = state.solver.compute(state.state, vector, options)
             return conj(x), result, {}
-        x, result, _ = state.solver.compute(state.state, ravel(vector), {})
         structures = orientation.in_structure, orientation.out_structure
+        # As in `Arranged.solve`.
+        flat = ravel(vector).astype(result_dtype(thaw(structures[1])))
+        x, result, _ = state.solver.compute(state.state, flat, {})
         x = unravel(x, thaw(structures[orientation.transposed]))
         return conj(x), result, {}
 

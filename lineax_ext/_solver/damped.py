@@ -24,6 +24,7 @@ from .._factor.triangular_stack import condense
 from .._factor.tsqr import condense_rows, TSQR
 from .._flat import freeze, ravel, thaw, unravel
 from .._operator.damped import check_damping, check_scale, DampedLinearOperator
+from .._structure.extract import untagged
 from .orientation import frozen_matrix, Orientation
 from .sharding import find_rows
 
@@ -77,8 +78,8 @@ class AbstractDampedSolver(lx.AbstractLinearSolver[_State]):
 
         **Returns:**
 
-        A function from λ to x, and a pytree of arrays: free of ones of size m if
-        m ≥ n, for the solvers of this package, and A is not small.
+        A function from λ to x, which is a pytree of arrays. With the solvers of this
+        package none of these has size m where m ≥ n, unless A is small.
         """
         return _Path(self, self.init(operator, {}), vector)
 
@@ -209,9 +210,7 @@ def unwrap(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[lx.AbstractLinearOperator, DampedLinearOperator | None]:
     """The operator to factorise, and what damps it."""
-    inner = operator
-    while isinstance(inner, lx.TaggedLinearOperator):
-        inner = inner.operator
+    inner = untagged(operator)
     if isinstance(inner, DampedLinearOperator):
         return inner.operator, inner
     return operator, None

@@ -35,12 +35,14 @@ _tagged = (
 def strip(operator: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
     """The same operator without any tags: lineax applies a tagged matrix by its tag."""
 
-    def strip(op):
+    is_tagged = lambda x: isinstance(x, _tagged)
+
+    def without(op):
         if isinstance(op, lx.TaggedLinearOperator):
             return strip(op.operator)
         return retagged(op, ())
 
-    return jtu.tree_map(strip, operator, is_leaf=lambda x: isinstance(x, _tagged))
+    return jtu.tree_map(without, operator, is_leaf=is_tagged)
 
 
 class _Checked(eqx.Module):

@@ -15,7 +15,9 @@ _many = 2**21
 
 @dataclasses.dataclass(frozen=True)
 class Colouring:
-    """No two columns (rows) of a colour share a row (column)."""
+    """No two columns (rows) of a colour share a row (column). A column (row) without
+    entries may have the colour −1, with which it is not read: it may well have some
+    that the pattern leaves out, and these would be added to those of its colour."""
 
     by: Literal["columns", "rows"]
     colours: np.ndarray
@@ -51,10 +53,10 @@ def colour(pattern: Pattern, by: Literal["columns", "rows"]) -> Colouring:
         weights = np.bincount(pattern.cols, lengths[pattern.rows], n)
         largest_first = np.argsort(-weights, kind="stable")
         if np.all(largest_first[1:] > largest_first[:-1]):  # the same order
-            return Colouring(by, found, int(found.max()) + 1)
+            return Colouring(by, found, max(int(found.max()) + 1, 1))
         other = _greedy(largest_first.tolist(), rows, starts, m)
         found = min(found, other, key=np.max)
-    return Colouring(by, found, int(found.max()) + 1)
+    return Colouring(by, found, max(int(found.max()) + 1, 1))
 
 
 def _greedy(order, rows: np.ndarray, starts: np.ndarray, m: int) -> np.ndarray:
@@ -63,6 +65,9 @@ def _greedy(order, rows: np.ndarray, starts: np.ndarray, m: int) -> np.ndarray:
     colours = [0] * (len(starts) - 1)
     for j in order:
         own = rows[starts[j] : starts[j + 1]]
+        if not own:
+            colours[j] = -1
+            continue
         used = 0
         for i in own:
             used |= taken[i]

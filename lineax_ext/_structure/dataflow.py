@@ -19,7 +19,7 @@ from jax.core import Tracer
 
 # Importing them registers their rules.
 from . import batches as batches, loops as loops, moving as moving, summing as summing
-from .index_sets import everything, IndexSets, move, union
+from .index_sets import cut, everything, IndexSets, joined, union
 from .rules import linear, RULES, shape_of
 from .values import constant, independent, known, unknown, Value
 
@@ -38,6 +38,7 @@ _calls = {
     "custom_vjp_call_jaxpr": "fun_jaxpr",
     "linear_call": "callee",
     "composite": "jaxpr",
+    "eval_jaxpr": "call_jaxpr",  # from jax 0.12 on
 }
 
 
@@ -135,12 +136,8 @@ def follow(flow: Flow, program: jex.ClosedJaxpr, count: int) -> IndexSets:
     inputs, each laid out in one line after the other. The other inputs are unknown."""
     inputs = program.jaxpr.invars
     shapes = [shape_of(x) for x in inputs[len(inputs) - count :]]
-    ends = np.cumsum([math.prod(shape) for shape in shapes])
-    vector = IndexSets.identity((int(ends[-1]),))
-    args: list[Value] = [unknown] * (len(inputs) - count)
-    for shape, end in zip(shapes, ends):
-        cut = lambda p, s=shape, end=end: p[end - math.prod(s) : end].reshape(s)
-        args.append(vector.map(cut, shape))
+    vector = IndexSets.identity((sum(map(math.prod, shapes)),))
+    args = [*[unknown] * (len(inputs) - count), *cut(vector, shapes)]
     shapes = [shape_of(x) for x in program.jaxpr.outvars]
     size = sum(math.prod(shape) for shape in shapes)
     try:
@@ -150,6 +147,4 @@ def follow(flow: Flow, program: jex.ClosedJaxpr, count: int) -> IndexSets:
         return everything([vector], (size,))
     if not linear(outs):
         return vector.map(lambda p: np.zeros(size, np.int32), (size,))
-    found = [x if isinstance(x, IndexSets) else s for x, s in zip(outs, shapes)]
-    join = lambda *places: np.concatenate([p.reshape(-1) for p in places])
-    return move(join, found, (size,))
+    return joined([x if isinstance(x, IndexSets) else s for x, s in zip(outs, shapes)])

@@ -90,7 +90,11 @@ def _constants(operator: lx.AbstractLinearOperator) -> dict[int, Any]:
     if not isinstance(operator, lx.JacobianLinearOperator | lx.FunctionLinearOperator):
         return {}
     leaves = [x for x in jtu.tree_leaves(operator.fn) if eqx.is_array(x)]
-    if isinstance(operator, lx.FunctionLinearOperator):
+    if isinstance(operator, lx.JacobianLinearOperator):
+        # What is an argument, too, may be another one next time.
+        given = set(map(id, jtu.tree_leaves((operator.x, operator.args))))
+        leaves = [x for x in leaves if id(x) not in given]
+    else:
         # Of a linearised function the floating-point constants are values at a point.
         leaves = [x for x in leaves if not eqx.is_inexact_array(x)]
     found = {id(x): known_value(x) for x in leaves}

@@ -27,7 +27,7 @@ _as_they_are = {
     copy_p pad dynamic_slice dynamic_update_slice gather scatter-add scatter_add
     reduce_sum cumsum dot_general conv_general_dilated reduce_window_sum
     optimization_barrier sparse_product sparse_entry_products
-    jit pjit closed_call core_call checkpoint remat remat2
+    jit pjit closed_call core_call eval_jaxpr checkpoint remat remat2
     """.split(),
 }
 

@@ -184,6 +184,23 @@ def move(
     return merged(out) if len(terms) > _most_terms else out
 
 
+def joined(arrays: Sequence[IndexSets | tuple[int, ...]]) -> IndexSets:
+    """The entries of several arrays in one line, one array after the other."""
+    shapes = [x.shape if isinstance(x, IndexSets) else x for x in arrays]
+    join = lambda *places: np.concatenate([p.reshape(-1) for p in places])
+    return move(join, arrays, (sum(map(math.prod, shapes)),))
+
+
+def cut(x: IndexSets, shapes: Sequence[tuple[int, ...]]) -> list[IndexSets]:
+    """The arrays of these shapes that `joined` has put into x."""
+    out, start = [], 0
+    for shape in shapes:
+        part = slice(start, start + math.prod(shape))
+        out.append(x.map(lambda p, at=part, s=shape: p[at].reshape(s), shape))
+        start = part.stop
+    return out
+
+
 def _few_tables(sets: list[IndexSets]) -> list[IndexSets]:
     """The same sets, from one table where there would be many."""
     tables = {id(table): table for x in sets for _, table in x.terms}

@@ -12,7 +12,16 @@ from typing import Any
 import jax.extend.core as jex
 import numpy as np
 
-from .index_sets import collect, everything, IndexSets, merged, move, union
+from .index_sets import (
+    collect,
+    cut,
+    everything,
+    IndexSets,
+    joined,
+    merged,
+    move,
+    union,
+)
 from .rules import linear, shape_of
 from .values import Constant, known, unknown, Value
 
@@ -117,14 +126,13 @@ def _summary(flow, jaxpr, values: Sequence[Value], shapes, keep=()):
         math.prod(s) if isinstance(x, IndexSets) else 0 for x, s in zip(values, shapes)
     ]
     starts, total = np.cumsum([0, *sizes[:-1]]), sum(sizes)
-    local = IndexSets.identity((total,))
-    args: list[Value] = []
-    for i, (x, start, size, shape) in enumerate(zip(values, starts, sizes, shapes)):
-        if isinstance(x, IndexSets):
-            cut = lambda p, i=start, k=size, s=shape: p[i : i + k].reshape(s)
-            args.append(local.map(cut, shape))
-        else:
-            args.append(x if i in keep else unknown)
+    moving = [s for x, s in zip(values, shapes) if isinstance(x, IndexSets)]
+    stretches = iter(cut(IndexSets.identity((total,)), moving))
+    constant = lambda i, x: x if i in keep else unknown
+    args = [
+        next(stretches) if isinstance(x, IndexSets) else constant(i, x)
+        for i, x in enumerate(values)
+    ]
     outs = flow.run(jaxpr, args)
     pairs = [x.pairs() if isinstance(x, IndexSets) else None for x in outs]
     return pairs, starts, total
@@ -132,12 +140,6 @@ def _summary(flow, jaxpr, values: Sequence[Value], shapes, keep=()):
 
 def _nothing(shape, single) -> IndexSets:
     return IndexSets(shape, [(np.zeros(shape, np.int32), single)], single)
-
-
-def _flat(values: Sequence[IndexSets]) -> IndexSets:
-    size = sum(x.size for x in values)
-    join = lambda *places: np.concatenate([p.reshape(-1) for p in places])
-    return move(join, list(values), (size,))
 
 
 def _growing(flow, jaxpr, consts, carry: Sequence[Value], xs, shapes, keep):
@@ -161,69 +163,22 @@ def _summed_up(flow, eqn, consts, carry, xs, order) -> list[Value]:
     jaxpr, length, count = eqn.params["jaxpr"], len(order), len(carry)
     invars = getattr(jaxpr, "jaxpr", jaxpr).invars
     shapes = [shape_of(x) for x in invars]
-    unchanged = _unchanged(jaxpr, len(consts), count, 0)
+    unchanged = _unchanged(jaxpr, len(consts), count)
     keep = {*range(len(consts)), *unchanged}
     carry, (pairs, starts, total) = _growing(
         flow, jaxpr, consts, carry, xs, shapes, keep
     )
-    values = [*consts, *carry, *xs]
-    single = linear(values)[0].single
     first, last = len(consts), len(consts) + count
     # The columns: constants, carry and slices one after the other.
     bounds = [*starts, total]
     carried = [i for i in range(count) if isinstance(carry[i], IndexSets)]
-    rows, columns = _stacked_pairs(
-        [(pairs[i], shapes[first + i]) for i in carried], carry, carried
-    )
+    rows, columns = _stacked_pairs([(pairs[i], shapes[first + i]) for i in carried])
     c0, c1 = int(bounds[first]), int(bounds[last])
-    fixed: Any = _flat_or_none(consts, single)
-    state: Any = _flat_or_none(carry, single)
-    moving = linear(xs)
-    from_xs = bool(np.any(columns >= c1))
-
-    def slices(i):
-        return [x.map(lambda p: p[i], x.shape[1:]) for x in moving]
-
-    states, work = [], 0
-    exact = length <= _most_steps or not len(rows)
-    if exact:
-        previous = None
-        for i in order:
-            states.append(state)
-            if previous is state:
-                continue
-            inputs = [*([fixed] if c0 else []), *([state] if c1 > c0 else [])]
-            inputs = _flat([*inputs, *(slices(i) if from_xs else [])]) if (
-                inputs or (from_xs and moving)) else None  # fmt: skip
-            if inputs is None or state is None:
-                previous = state
-                continue
-            new = collect(inputs, state.shape, rows, columns)
-            if not from_xs and _equal(new, state):
-                new = state
-            previous, state = state, new
-            work += len(state.terms[0][1].columns)
-            if work > _most_entries:
-                exact = False
-                break
-    if not exact:
-        every = [_union_of_slices(x) for x in moving] if from_xs else []
-        start = _flat_or_none(carry, single)
-        inputs = [*([fixed] if c0 else []), *every]
-        state = _closure(start, inputs, rows, columns, c0, c1)
-        states = [state] * length
-    outs: list[Value] = []
-    final: Any = state
-    at = 0
-    for i in range(count):
-        if i in carried:
-            shape = shapes[first + i]
-            size = math.prod(shape)
-            cut = lambda p, a=at, k=size, s=shape: p[a : a + k].reshape(s)
-            outs.append(final.map(cut, shape))
-            at += size
-        else:
-            outs.append(carry[i] if first + i in unchanged else unknown)
+    fixed, moving = _joined_or_none(consts), linear(xs)
+    states, state = _states(
+        _joined_or_none(carry), fixed, moving, (rows, columns), (c0, c1), order
+    )
+    outs = _carried(carry, state, shapes[first:last], {i - first for i in unchanged})
     # All ys of all steps at once.
     by_step = [states[0]] * length if length else []
     for turn, i in enumerate(order):
@@ -235,6 +190,37 @@ def _summed_up(flow, eqn, consts, carry, xs, order) -> list[Value]:
             continue
         outs.append(_all_steps(found, shape, fixed, by_step, moving, c0, c1))
     return outs
+
+
+def _states(start: Any, fixed: Any, moving, pairs, bounds, order):
+    """The carry before each step, in turn, and after the last one."""
+    (rows, columns), (c0, c1), length = pairs, bounds, len(order)
+    from_xs = bool(np.any(columns >= c1))
+    given = [fixed] if c0 else []
+    if length <= _most_steps or not len(rows):
+        states, state, previous, work = [], start, None, 0
+        for i in order:
+            states.append(state)
+            if previous is state:
+                continue
+            inputs = [*given, *([state] if c1 > c0 else [])]
+            if from_xs:
+                inputs += [x.map(lambda p, i=i: p[i], x.shape[1:]) for x in moving]
+            if not inputs or state is None:
+                previous = state
+                continue
+            new = collect(joined(inputs), state.shape, rows, columns)
+            if not from_xs and _equal(new, state):
+                new = state
+            previous, state = state, new
+            work += len(state.terms[0][1].columns)
+            if work > _most_entries:
+                break
+        else:
+            return states, state
+    every = [_union_of_slices(x) for x in moving] if from_xs else []
+    state = _closure(start, [*given, *every], rows, columns, c0, c1)
+    return [state] * length, state
 
 
 def _all_steps(found, shape, fixed, by_step, moving, c0, c1) -> IndexSets:
@@ -255,7 +241,7 @@ def _all_steps(found, shape, fixed, by_step, moving, c0, c1) -> IndexSets:
                 np.broadcast_to(columns[of_carry] - c0, (length, of_carry.sum())),
             )
         else:
-            states = _flat(by_step)
+            states = joined(by_step)
             ins = steps * by_step[0].size + (columns[of_carry] - c0)
         parts.append(collect(states, shape, place(of_carry), ins.reshape(-1)))
     if of_slice.any():
@@ -270,15 +256,26 @@ def _all_steps(found, shape, fixed, by_step, moving, c0, c1) -> IndexSets:
     return union(parts, shape)
 
 
+def _carried(carry, state: Any, shapes, unchanged: set[int]) -> list[Value]:
+    """The carry after the loop, where `state` has all of it that depends on v."""
+    moving = [s for x, s in zip(carry, shapes) if isinstance(x, IndexSets)]
+    found = iter(cut(state, moving) if moving else [])
+    constant = lambda i, x: x if i in unchanged else unknown
+    return [
+        next(found) if isinstance(x, IndexSets) else constant(i, x)
+        for i, x in enumerate(carry)
+    ]
+
+
 def _union_of_slices(x: IndexSets) -> IndexSets:
     size = x.size // x.shape[0]
     return collect(x, x.shape[1:], np.tile(np.arange(size), x.shape[0]))
 
 
-def _stacked_pairs(found, carry, carried):
+def _stacked_pairs(found):
     """The pairs of all carried arrays, the entries numbered one after the other."""
     rows, columns, at = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], 0
-    for (pairs, shape), _ in zip(found, carried):
+    for pairs, shape in found:
         if pairs is not None:
             rows.append(pairs[0] + at)
             columns.append(pairs[1])
@@ -286,19 +283,19 @@ def _stacked_pairs(found, carry, carried):
     return np.concatenate(rows), np.concatenate(columns)
 
 
-def _flat_or_none(values, single) -> Any:
+def _joined_or_none(values) -> Any:
     found = linear(values)
-    return merged(_flat(found)) if found else None
+    return merged(joined(found)) if found else None
 
 
 def _equal(x: IndexSets, y: IndexSets) -> bool:
     return all(map(np.array_equal, x.pairs(), y.pairs()))
 
 
-def _unchanged(jaxpr, first: int, count: int, skip: int) -> set[int]:
+def _unchanged(jaxpr, first: int, count: int) -> set[int]:
     """Those inputs that the body only hands on."""
     jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
-    carried = zip(jaxpr.invars[first : first + count], jaxpr.outvars[skip:])
+    carried = zip(jaxpr.invars[first : first + count], jaxpr.outvars)
     return {first + i for i, (x, out) in enumerate(carried) if x is out}
 
 
@@ -307,7 +304,7 @@ def _closure(state, others, rows, columns, c0, c1) -> IndexSets:
     own = (columns >= c0) & (columns < c1)
     if (~own).any():
         # Inputs in the order of the columns, without those of the state.
-        given = _flat(others)
+        given = joined(others)
         column = np.where(columns < c0, columns, columns - (c1 - c0))[~own]
         state = merged(
             union([state, collect(given, state.shape, rows[~own], column)], state.shape)
@@ -355,7 +352,7 @@ def while_loop(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
         steps += 1
 
     shapes = [shape_of(x) for x in getattr(body, "jaxpr", body).invars]
-    unchanged = _unchanged(body, len(consts), len(start), 0)
+    unchanged = _unchanged(body, len(consts), len(start))
     keep = {*range(len(consts)), *unchanged}
     if not linear([*consts, *start]):
         (more,) = flow.run(test, [*test_consts, *map(_forget, start)])
@@ -366,21 +363,14 @@ def while_loop(flow: Any, eqn: jex.JaxprEqn, ins: list[Value]) -> list[Value]:
     )
     carried = [i for i, x in enumerate(carry) if isinstance(x, IndexSets)]
     sizes = [(pairs[i], shapes[len(consts) + i]) for i in carried]
-    rows, columns = _stacked_pairs(sizes, carry, carried)
+    rows, columns = _stacked_pairs(sizes)
     c0 = int([*starts, total][len(consts)])
-    outs = [
-        carry[i] if len(consts) + i in unchanged else unknown for i in range(len(carry))
-    ]
-    if carried:
-        state = merged(_flat(linear(carry)))
-        others = [merged(_flat(linear(consts)))] if c0 else []
-        state, at = _closure(state, others, rows, columns, c0, total), 0
-        for i in carried:
-            shape = shapes[len(consts) + i]
-            size = math.prod(shape)
-            cut = lambda p, a=at, k=size, s=shape: p[a : a + k].reshape(s)
-            outs[i] = state.map(cut, shape)
-            at += size
+    state = _joined_or_none(carry)
+    if state is not None:
+        others = [_joined_or_none(consts)] if c0 else []
+        state = _closure(state, others, rows, columns, c0, total)
+    same = {i - len(consts) for i in unchanged}
+    outs = _carried(carry, state, shapes[len(consts) :], same)
     (more,) = flow.run(test, [*test_consts, *outs])
     return _spread(more, outs, eqn.outvars) if isinstance(more, IndexSets) else outs
 

@@ -140,6 +140,7 @@ class Pattern:
 
     @property
     def T(self) -> "Pattern":
+        """That of Aᵀ."""
         m, n = self.shape
         return Pattern(self.cols, self.rows, (n, m))
 

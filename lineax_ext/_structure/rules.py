@@ -53,7 +53,7 @@ def linear(values: Sequence[Value]) -> list[IndexSets]:
     polygamma igamma igamma_grad_a igammac zeta bessel_i0e bessel_i1e erf erfc erf_inv
     regularized_incomplete_beta random_gamma_grad convert_element_type
     reduce_precision copy copy_p stop_gradient sharding_constraint layout_constraint
-    mesh_cast reshard pvary device_put_elementwise nondifferentiable
+    mesh_cast reshard pvary device_put_elementwise nondifferentiable name
 """)
 def elementwise(eqn, ins):
     (out,) = eqn.outvars

@@ -6,7 +6,7 @@ import numpy as np
 
 from .index_sets import accumulate, collect, IndexSets, summed, union
 from .rules import linear, rule, shape_of
-from .values import nonzero
+from .values import nonzero, unknown
 from .windows import outer_index, sliding
 
 
@@ -34,6 +34,15 @@ def any_reduction(eqn, ins):
 @rule("cumsum cumprod cummax cummin cumlogsumexp")
 def cumulative(eqn, ins):
     return [accumulate(ins[0], eqn.params["axis"], eqn.params["reverse"])]
+
+
+@rule("psum")
+def over_named_axes(eqn, ins):
+    """A `vmap` that names its axis has made a position of the name."""
+    axes = eqn.params["axes"]
+    if eqn.params["axis_index_groups"] or not all(isinstance(d, int) for d in axes):
+        return None
+    return [summed(x, axes) if isinstance(x, IndexSets) else unknown for x in ins]
 
 
 @rule("dot_general")
