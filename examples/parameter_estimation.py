@@ -117,8 +117,7 @@ def compiled(solver: dfx.AbstractSolver, args):
 
 
 def gradient(fn, args):
-    """At the guess, and the time of a call."""
-    jax.block_until_ready(fn(LOG_GUESS, args))
+    """At the guess, and the time of a call. It was compiled before."""
     begin = time.perf_counter()
     _, out = jax.block_until_ready(fn(LOG_GUESS, args))
     return np.array([out["D"], out["k"]]), time.perf_counter() - begin

@@ -1,22 +1,12 @@
 import gc
-import importlib.metadata
 import itertools
 import os
 
+from flags import FLAGS
 
-# Two workers on two cores: one thread each. And most of the time goes to compiling:
-# LLVM optimises what then runs once, and the emitters of fusions, which XLA has no
-# longer a flag for in jaxlib 0.12, took six tenths of what is left.
-_flags = (
-    "--xla_cpu_multi_thread_eigen=false",
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
-    # jaxlib 0.10 races with itself in loops: one compiled program, several results.
-    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
-)
-if importlib.metadata.version("jaxlib").startswith("0.10."):
-    _flags += ("--xla_cpu_use_fusion_emitters=false",)
-os.environ.setdefault("XLA_FLAGS", " ".join(_flags))
+
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
+# Two workers on two cores: one thread each.
 for _threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_threads, "1")
 
