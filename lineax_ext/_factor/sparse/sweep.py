@@ -41,10 +41,10 @@ class Sweep(NamedTuple):
 
 # Seconds, of both directions together, measured: a product alone, a step of a loop, and
 # an entry in either.
-_ALONE, _STEP = 10e-6, 12e-6
+_ALONE, _STEP = float(__import__("os").environ.get("GA", 10e-6)), 12e-6
 _ENTRY_ALONE, _ENTRY_STEP = 3e-10, 8e-10
 _BATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16])
-_MOST = 10  # groups: each is compiled
+_MOST = int(__import__("os").environ.get("GM", 10))  # groups: each is compiled
 _CUTS = 48  # places where a group may end
 
 
@@ -85,12 +85,29 @@ def _units(fronts: Fronts) -> tuple[list[np.ndarray], np.ndarray]:
     units, level = [], []
     for h in range(int(height.max(initial=-1)) + 1):
         mine = np.flatnonzero(height == h)
-        mine = mine[np.lexsort((p[mine], u[mine]))]
-        many = len(mine) > 32
-        parts = np.split(mine, [len(mine) // 2, 7 * len(mine) // 8] if many else [])
+        parts = _alike(mine, p, u)
         units += parts
         level += [h] * len(parts)
     return units, np.array(level, np.int64)
+
+
+def _alike(mine, p, u):
+    best, out = np.inf, []
+    for key in (p, u, p * (p + 2 * u)):
+        order = mine[np.lexsort((u[mine], key[mine]))]
+        n = len(order)
+        cuts = np.unique(np.linspace(0, n, min(n, 12) + 1).astype(int))
+        size = len(cuts)
+        cost = np.full((size, size), np.inf)
+        for i in range(size):
+            for j in range(i + 1, size):
+                inside = order[cuts[i] : cuts[j]]
+                a, b = p[inside].max(), u[inside].max()
+                cost[i, j] = _ALONE + len(inside) * (a * (a + 2 * b) * _ENTRY_ALONE + 3.6e-9 * b)
+        pieces, time = cheapest(cost, 4, 1.0)
+        if time < best:
+            best, out = time, [order[cuts[i] : cuts[j]] for i, j in pieces]
+    return out
 
 
 def _runs(
@@ -115,19 +132,19 @@ def _runs(
             a, b = tall[inside].max(), wide[inside].max()
             entries = a * (a + 2 * b)
             if level[cuts[i]] == level[cuts[j] - 1]:
-                cost[i, j] = _ALONE + number[inside].sum() * entries * _ENTRY_ALONE
+                cost[i, j] = _ALONE + number[inside].sum() * (entries * _ENTRY_ALONE + 3.6e-9 * b)
                 continue
             steps = (-(-number[inside, None] // _BATCHES)).sum(axis=0)
             time = steps * (_STEP + _BATCHES * entries * _ENTRY_STEP)
             k = int(np.argmin(time))
             cost[i, j], batch[i, j] = time[k], _BATCHES[k]
     runs = []
-    for i, j in cheapest(cost, _MOST)[0]:
+    for i, j in cheapest(cost, _MOST, float(__import__('os').environ.get('GP', 1.06)))[0]:
         runs.append((int(cuts[i]), int(cuts[j]), int(batch[i, j])))
     return runs
 
 
-def cheapest(cost: np.ndarray, most: int) -> tuple[list[tuple[int, int]], float]:
+def cheapest(cost: np.ndarray, most: int, penalty: float = 1.06) -> tuple[list[tuple[int, int]], float]:
     """From 0 to the end in up to `most` pieces, of which that from i to j costs
     `cost[i, j]`; and what all cost.
 
@@ -141,7 +158,7 @@ def cheapest(cost: np.ndarray, most: int) -> tuple[list[tuple[int, int]], float]
         total = best[k - 1][:, None] + cost
         came[k] = np.argmin(total, axis=0)
         best[k] = np.min(total, axis=0)
-    k = int(np.argmin(best[:, -1] * 1.06 ** np.arange(most + 1)))
+    k = int(np.argmin(best[:, -1] * penalty ** np.arange(most + 1)))
     time = float(best[k, -1])
     pieces, j = [], size - 1
     while k > 0:
