@@ -69,7 +69,9 @@ def _slots(symbolic: Symbolic, transpose: bool):
 def _ascend(group: Group, blocks: Blocks, x, transpose: bool):
     """C A⁻¹ b is taken from what comes later, and A⁻¹ b is returned; or Uᵀ b, and b."""
     steps, batch = group.members.shape
-    places = np.arange(group.slot, group.slot + group.members.size * group.p, dtype=np.int32)
+    places = np.arange(
+        group.slot, group.slot + group.members.size * group.p, dtype=np.int32
+    )
     together = not transpose and blocks.columns.shape[2] > group.p
     rows = group.rows
     if together:
@@ -78,7 +80,9 @@ def _ascend(group: Group, blocks: Blocks, x, transpose: bool):
 
     def step(x, given):
         s, rows, blocks = given
-        own = lax.dynamic_slice_in_dim(x, group.slot + s * batch * group.p, batch * group.p)
+        own = lax.dynamic_slice_in_dim(
+            x, group.slot + s * batch * group.p, batch * group.p
+        )
         own = own.reshape(batch, group.p, *own.shape[1:])
         if together:
             change = _times(blocks.columns, own)
