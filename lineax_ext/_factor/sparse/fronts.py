@@ -61,7 +61,7 @@ def _cost(p: int, u: int) -> float:
 
 
 def fronts_of(
-    graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 32
+    graph: Any, tree: Tree, boundaries: np.ndarray | None = None, most: int = 48
 ) -> Fronts:
     """The fronts of a tree: those that cost less as one are merged, and those with more
     than `most` pivots become chains.

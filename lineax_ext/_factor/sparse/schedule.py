@@ -101,7 +101,7 @@ def classify(fronts: Fronts, most: int = 6) -> tuple[np.ndarray, float]:
             size = rounded(top_p, 4), rounded(top_u, 8)
             batch = _batch(*size)
             cost[i, j] = number * seconds(*size) + _STEP * (number / batch + 1)
-    pieces, time = cheapest(cost, most)
+    pieces, time = cheapest(cost, most, 0.06)
     out = np.empty(len(p), np.int64)
     for k, (i, j) in enumerate(pieces):
         out[order[cuts[i] : cuts[j]]] = k

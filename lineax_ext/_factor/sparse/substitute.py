@@ -39,10 +39,12 @@ def substitute(
     b = jnp.concatenate([b, jnp.zeros_like(b[:1])])
     x = b.at[source].get(mode="promise_in_bounds")
     groups = list(zip(symbolic.sweep.groups, factors.blocks))
+    kept = []
     for group, blocks in groups:
-        x = _stepped(_ascend, group, blocks, x, transpose)
-    for group, blocks in reversed(groups):
-        x = _stepped(_descend, group, blocks, x, transpose)
+        x, own = _ascend(group, blocks, x, transpose)
+        kept.append(own)
+    for (group, blocks), own in zip(groups[::-1], kept[::-1]):
+        x = _descend(group, blocks, own, x, transpose)
     x = x.at[back].get(mode="promise_in_bounds").reshape(shape)
     return x * col_scale[:, None].astype(x.dtype)
 
@@ -64,50 +66,63 @@ def _slots(symbolic: Symbolic, transpose: bool):
     return source, back
 
 
-def _stepped(sweep, group: Group, blocks: Blocks, x, transpose: bool):
-    """The group's steps, one after the other; upwards, if `sweep` is `_ascend`."""
+def _ascend(group: Group, blocks: Blocks, x, transpose: bool):
+    """C A⁻¹ b is taken from what comes later, and A⁻¹ b is returned; or Uᵀ b, and b."""
     steps, batch = group.members.shape
+    rows, size = group.rows, batch * group.p
+    together = not transpose and blocks.columns.shape[2] > group.p
+    if together:
+        # Own places are not read any more. With a copy of what goes to the others, of
+        # each product, a solve took a fifth longer to compile.
+        own = group.slot + np.arange(steps * size, dtype=np.int32)
+        rows = np.concatenate([own.reshape(steps, batch, group.p), rows], axis=2)
 
     def step(x, given):
         s, rows, blocks = given
-        start = group.slot + s * batch * group.p
-        own = lax.dynamic_slice_in_dim(x, start, batch * group.p)
-        blocked = own.reshape(batch, group.p, *own.shape[1:])
-        blocked, x = sweep(blocks, blocked, rows, x, transpose)
-        own = blocked.reshape(own.shape)
-        return lax.dynamic_update_slice_in_dim(x, own, start, 0), None
+        own = lax.dynamic_slice_in_dim(x, group.slot + s * size, size)
+        own = own.reshape(batch, group.p, *own.shape[1:])
+        if together:
+            change = _times(blocks.columns, own)
+            own = change[:, : group.p]
+        elif transpose:
+            change = _times(blocks.up.mT, own)
+        else:
+            change, own = _times(blocks.low, own), _times(blocks.columns, own)
+        return x.at[rows].subtract(change, mode="promise_in_bounds"), own
 
-    rows = jnp.asarray(group.rows)
+    return _stepped(step, x, rows, blocks)
+
+
+def _descend(group: Group, blocks: Blocks, own, x, transpose: bool):
+    """A⁻¹ b - U x of what comes later; or A⁻ᵀ b - (C A⁻¹)ᵀ x."""
+    size = group.members.shape[1] * group.p
+
+    def step(x, given):
+        s, rows, blocks, own = given
+        above = x.at[rows].get(mode="promise_in_bounds")
+        if not transpose:
+            own = own - _times(blocks.up, above)
+        elif blocks.columns.shape[1] == group.p:
+            own = _times(blocks.columns.mT, own) - _times(blocks.low.mT, above)
+        else:
+            both = jnp.concatenate([own, -above], axis=1)
+            own = _times(blocks.columns.mT, both)
+        own = own.reshape(size, *own.shape[2:])
+        return lax.dynamic_update_slice_in_dim(x, own, group.slot + s * size, 0), None
+
+    return _stepped(step, x, group.rows, blocks, own, reverse=True)[0]
+
+
+def _stepped(step, x, rows: np.ndarray, *given, reverse: bool = False):
+    """A group's steps, one after the other; each is given its number, its rows, and its
+    part of what else is given."""
+    steps = len(rows)
     if steps == 1:
-        return step(x, (0, rows[0], jax.tree_util.tree_map(lambda a: a[0], blocks)))[0]
-    given = jnp.arange(steps, dtype=jnp.int32), rows, blocks
-    return lax.scan(step, x, given, reverse=sweep is _descend)[0]
-
-
-def _ascend(blocks: Blocks, own, rows, x, transpose: bool):
-    """A⁻¹ b, and C A⁻¹ b is taken from what comes later; or Uᵀ b, and b stays."""
-    p = own.shape[1]
-    if transpose:
-        change = _times(blocks.up.mT, own)
-    elif blocks.columns.shape[1] == p:
-        change = _times(blocks.low, own)
-        own = _times(blocks.columns, own)
-    else:
-        both = _times(blocks.columns, own)
-        own, change = both[:, :p], both[:, p:]
-    return own, x.at[rows].add(-change, mode="promise_in_bounds")
-
-
-def _descend(blocks: Blocks, own, rows, x, transpose: bool):
-    """b - U x of what comes later; or A⁻ᵀ b - (C A⁻¹)ᵀ x."""
-    above = x.at[rows].get(mode="promise_in_bounds")
-    if not transpose:
-        return own - _times(blocks.up, above), x
-    if blocks.columns.shape[1] == own.shape[1]:
-        change = _times(blocks.low.mT, above)
-        return _times(blocks.columns.mT, own) - change, x
-    both = jnp.concatenate([own, -above], axis=1)
-    return _times(blocks.columns.mT, both), x
+        first = jax.tree_util.tree_map(lambda a: a[0], given)
+        x, out = step(x, (0, rows[0], *first))
+        return x, jax.tree_util.tree_map(lambda a: a[None], out)
+    given = jnp.arange(steps, dtype=jnp.int32), jnp.asarray(rows), *given
+    return lax.scan(step, x, given, reverse=reverse)
 
 
 def _times(blocks: Inexact[Array, "batch m n"], x: Inexact[Array, "batch n ..."]):

@@ -2,10 +2,10 @@
 
 A solve reads every entry of the factors once, so that padding and launches are all
 that it can waste. The classes of the factorisation are many fronts of one size, from
-all over the tree, some at a time; here it is the tree's levels that count: near the
-leaves a level is one product of many small blocks, without a loop around it, which
-would copy the blocks, and keep them on one core. The top has levels of few fronts, and
-several of them are one loop.
+all over the tree, some at a time; here it is the tree's levels that count: a level is
+a product or a few, each of many blocks of alike sizes, without a loop around it, which
+would copy the blocks. Where there are many levels of few fronts, several of them are
+one loop.
 """
 
 from typing import NamedTuple
@@ -39,12 +39,14 @@ class Sweep(NamedTuple):
     unknowns: int
 
 
-# Seconds, of both directions together, measured: a product alone, a step of a loop, and
-# an entry in either.
-_ALONE, _STEP = 10e-6, 12e-6
+# Seconds, of both directions together, measured: a product alone, a step of a loop, an
+# entry in either, and a place of a boundary, from which and to which numbers are taken.
+_ALONE, _STEP = 5e-6, 12e-6
 _ENTRY_ALONE, _ENTRY_STEP = 3e-10, 8e-10
+_PLACE = 4e-9
 _BATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16])
-_MOST = 10  # groups: each is compiled
+_PARTS = 4  # of a level
+_MOST = 20  # groups: each is compiled
 _CUTS = 48  # places where a group may end
 
 
@@ -76,7 +78,7 @@ def sweep(fronts: Fronts) -> Sweep:
 
 def _units(fronts: Fronts) -> tuple[list[np.ndarray], np.ndarray]:
     """Fronts that do not depend on each other, children before parents: those of one
-    level, of alike sizes where there are many; and the level of each unit."""
+    level, in parts of alike sizes; and the level of each unit."""
     p, u = fronts.pivots, fronts.boundaries
     height = np.zeros(len(p), np.int64)
     for f, parent in enumerate(fronts.parents):
@@ -84,13 +86,30 @@ def _units(fronts: Fronts) -> tuple[list[np.ndarray], np.ndarray]:
             height[parent] = max(height[parent], height[f] + 1)
     units, level = [], []
     for h in range(int(height.max(initial=-1)) + 1):
-        mine = np.flatnonzero(height == h)
-        mine = mine[np.lexsort((p[mine], u[mine]))]
-        many = len(mine) > 32
-        parts = np.split(mine, [len(mine) // 2, 7 * len(mine) // 8] if many else [])
+        parts = _parts(np.flatnonzero(height == h), p, u)
         units += parts
         level += [h] * len(parts)
     return units, np.array(level, np.int64)
+
+
+def _parts(level: np.ndarray, p: np.ndarray, u: np.ndarray) -> list[np.ndarray]:
+    """The fronts of a level, as products that are predicted to take least time."""
+    least, parts = np.inf, []
+    for key in (p, u, p * (p + 2 * u)):
+        order = level[np.lexsort((u[level], key[level]))]
+        cuts = np.linspace(0, len(order), min(len(order), 12) + 1).astype(int)
+        cost = np.full((len(cuts), len(cuts)), np.inf)
+        for i, j in zip(*np.triu_indices(len(cuts), 1)):
+            inside = order[cuts[i] : cuts[j]]
+            cost[i, j] = _alone(len(inside), p[inside].max(), u[inside].max())
+        pieces, time = cheapest(cost, _PARTS, 0)
+        if time < least:
+            least, parts = time, [order[cuts[i] : cuts[j]] for i, j in pieces]
+    return parts
+
+
+def _alone(number: int, p: int, u: int) -> float:
+    return _ALONE + number * (p * (p + 2 * u) * _ENTRY_ALONE + u * _PLACE)
 
 
 def _runs(
@@ -113,25 +132,27 @@ def _runs(
         for j in range(i + 1, size):
             inside = slice(cuts[i], cuts[j])
             a, b = tall[inside].max(), wide[inside].max()
-            entries = a * (a + 2 * b)
             if level[cuts[i]] == level[cuts[j] - 1]:
-                cost[i, j] = _ALONE + number[inside].sum() * entries * _ENTRY_ALONE
+                cost[i, j] = _alone(number[inside].sum(), a, b)
                 continue
+            each = a * (a + 2 * b) * _ENTRY_STEP + b * _PLACE
             steps = (-(-number[inside, None] // _BATCHES)).sum(axis=0)
-            time = steps * (_STEP + _BATCHES * entries * _ENTRY_STEP)
+            time = steps * (_STEP + _BATCHES * each)
             k = int(np.argmin(time))
             cost[i, j], batch[i, j] = time[k], _BATCHES[k]
     runs = []
-    for i, j in cheapest(cost, _MOST)[0]:
+    for i, j in cheapest(cost, _MOST, 0.02)[0]:
         runs.append((int(cuts[i]), int(cuts[j]), int(batch[i, j])))
     return runs
 
 
-def cheapest(cost: np.ndarray, most: int) -> tuple[list[tuple[int, int]], float]:
+def cheapest(
+    cost: np.ndarray, most: int, gain: float
+) -> tuple[list[tuple[int, int]], float]:
     """From 0 to the end in up to `most` pieces, of which that from i to j costs
     `cost[i, j]`; and what all cost.
 
-    Another piece has to save something: it has to be compiled.
+    Another piece has to save `gain` of it: it has to be compiled.
     """
     size = len(cost)
     best = np.full((most + 1, size), np.inf)
@@ -141,7 +162,7 @@ def cheapest(cost: np.ndarray, most: int) -> tuple[list[tuple[int, int]], float]
         total = best[k - 1][:, None] + cost
         came[k] = np.argmin(total, axis=0)
         best[k] = np.min(total, axis=0)
-    k = int(np.argmin(best[:, -1] * 1.06 ** np.arange(most + 1)))
+    k = int(np.argmin(best[:, -1] * (1 + gain) ** np.arange(most + 1)))
     time = float(best[k, -1])
     pieces, j = [], size - 1
     while k > 0:
