@@ -87,7 +87,7 @@ MISTAKES = {
         lambda: lxe.SparseMatrixLinearOperator(
             jnp.ones(4), _lower, lx.positive_semidefinite_tag
         ),
-        "tagged symmetric or semidefinite.*needs both triangles",
+        "tagged symmetric or semidefinite.*entries of one triangle",
     ),
     "blocks on two diagonals too long": (
         lambda: lxe.BlockTridiagonalLinearOperator(*[jnp.ones((4, 2, 2))] * 3),

@@ -50,7 +50,7 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
 
     `ValueError` for another number of values than the pattern has entries, for what is
     no `Pattern`, and for a tag that says symmetric or semidefinite where the pattern is
-    not symmetric.
+    one triangle.
     """
 
     values: Inexact[Array, " entries"]
@@ -77,10 +77,10 @@ class SparseMatrixLinearOperator(lx.AbstractLinearOperator):
         if not jnp.issubdtype(values.dtype, jnp.inexact):
             values = values.astype(jnp.zeros(()).dtype)
         self.values, self.pattern, self.tags = values, pattern, tag_set(tags)
-        if any(tag in self.tags for tag in _hermitian) and not _is_symmetric(pattern):
+        if any(tag in self.tags for tag in _hermitian) and _is_triangle(pattern):
             raise ValueError(
                 "`SparseMatrixLinearOperator` is tagged symmetric or semidefinite, but "
-                "its pattern is not symmetric. It needs both triangles: of a matrix "
+                "has the entries of one triangle. It needs those of both: of a matrix "
                 "that is stored as its lower one, L + Lᵀ without the diagonal twice."
             )
 
@@ -167,9 +167,10 @@ _semidefinite = lx.positive_semidefinite_tag, lx.negative_semidefinite_tag
 _hermitian = lx.symmetric_tag, *_semidefinite
 
 
-@ft.lru_cache(maxsize=64)
-def _is_symmetric(pattern: Pattern) -> bool:
-    return pattern == pattern.T
+def _is_triangle(pattern: Pattern) -> bool:
+    """And more than a diagonal."""
+    lower, upper = pattern.bandwidth
+    return (lower > 0) != (upper > 0)
 
 
 @ft.lru_cache(maxsize=64)
