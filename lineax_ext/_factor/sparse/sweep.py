@@ -46,7 +46,7 @@ _ENTRY_ALONE, _ENTRY_STEP = 3e-10, 8e-10
 _PLACE = 4e-9
 _BATCHES = np.array([1, 2, 3, 4, 6, 8, 12, 16])
 _PARTS = 4  # of a level
-_MOST = 20  # groups: each is compiled
+_MOST = 14  # groups: each is compiled
 _CUTS = 48  # places where a group may end
 
 
