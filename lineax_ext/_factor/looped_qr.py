@@ -26,7 +26,7 @@ block = 16
 wide_block = 24
 
 
-def padded(columns: Inexact[Array, "c m"], block: int = block) -> Inexact[Array, "k m"]:
+def padded(columns: Inexact[Array, "c m"]) -> Inexact[Array, "k m"]:
     missing = -columns.shape[0] % block
     return jnp.pad(columns, ((0, missing), (0, 0)))
 

@@ -12,7 +12,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._arrangement import AbstractArrangement, Entries
-from .._flat import ravel, result_dtype, thaw, unravel
+from .._flat import thaw, unravel
 from .._result import result_of
 from .orientation import orient, Orientation
 
@@ -41,9 +41,7 @@ class Arranged(eqx.Module):
         # Ā⁻¹ b = conj(A⁻¹ b̄).
         conj = jnp.conj if orientation.conjugated else lambda x: x
         structures = orientation.in_structure, orientation.out_structure
-        # A transposed operator may be handed less precision than its entries have.
-        b = conj(ravel(vector)).astype(result_dtype(thaw(structures[1])))
-        transposed = orientation.transposed
+        b, transposed = conj(orientation.flat(vector)), orientation.transposed
         x, singular = _solve(self.arrangement, self.factors, b, transposed)
         x = unravel(conj(x), thaw(structures[transposed]))
         return x, result_of(singular), {}

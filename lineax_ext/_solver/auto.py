@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._arrangement import arrange, Dense, Entries
 from .._checks import check_state
-from .._flat import ravel, result_dtype, thaw, unravel
+from .._flat import thaw, unravel
 from .._operator.block_tridiagonal import BlockTridiagonalLinearOperator
 from .._structure.detect import detect
 from .._structure.extract import untagged
@@ -230,10 +230,9 @@ class AutoStructuredLinearSolver(lx.AbstractLinearSolver[_AutoStructuredState]):
         if orientation is None:
             x, result, _ = state.solver.compute(state.state, vector, options)
             return conj(x), result, {}
-        structures = orientation.in_structure, orientation.out_structure
-        # As in `Arranged.solve`.
-        flat = ravel(vector).astype(result_dtype(thaw(structures[1])))
+        flat = orientation.flat(vector)
         x, result, _ = state.solver.compute(state.state, flat, {})
+        structures = orientation.in_structure, orientation.out_structure
         x = unravel(x, thaw(structures[orientation.transposed]))
         return conj(x), result, {}
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Inexact, PyTree
 
-from .._flat import freeze, FrozenStructure, is_complex, ravel, thaw, unravel
+from .._flat import (
+    freeze,
+    FrozenStructure,
+    is_complex,
+    ravel,
+    result_dtype,
+    thaw,
+    unravel,
+)
 from .._materialise import as_matrix, sharded_columns
 from .._rows import Rows
 
@@ -39,6 +47,11 @@ class Orientation(eqx.Module):
 
     def conj(self) -> "Orientation":
         return dataclasses.replace(self, conjugated=not self.conjugated)
+
+    def flat(self, vector: PyTree[Array]) -> Inexact[Array, " size"]:
+        """In the precision of the entries: one that is handed to a transposed operator
+        may have less."""
+        return ravel(vector).astype(result_dtype(thaw(self.out_structure)))
 
     def ravel_out(self, vector: PyTree[Array]) -> Inexact[Array, "..."]:
         return ravel(vector) if self.rows is None else self.rows.blocks(vector)

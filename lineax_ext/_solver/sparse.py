@@ -73,9 +73,9 @@ class SparseLU(_AbstractSparse):
     graph is dissected, and its parts are gathered into dense fronts. These are
     factorised level by level, many at once, with pivoting inside each of them. Where
     little fills in, as for a tree, a band, a circuit or a grid in the plane, a CPU goes
-    through the entries in one loop, which compiles in a second, for four matrices at
-    once under `vmap`; there rows do not change places. A pivot that is too small is
-    raised, and the residual is taken down by refinement and then by GMRES, with the
+    through the entries in one loop, which compiles in a second, for one matrix after
+    the other under `vmap`; there rows do not change places. A pivot that is too small
+    is raised, and the residual is taken down by refinement and then by GMRES, with the
     factors as preconditioner. Where entries are factorised one by one and |L| |D| |U|
     is of the size of A, no residual has to be looked at.
 
